@@ -1,0 +1,68 @@
+"""Exceptions. Every message says what is wrong, what was got, what is allowed and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EarlyOODError(Exception):
+    """Base of all errors this package raises on purpose.
+
+    Args:
+        what: One sentence: what is wrong.
+        got: The offending value.
+        allowed: What would have been accepted.
+        fix: What the user can do about it.
+
+    Example:
+        >>> print(EarlyOODError("Unknown order.", got="up", allowed="top_down, bottom_up", fix="Set order=top_down."))
+        Unknown order. Got: up. Allowed: top_down, bottom_up. To fix: Set order=top_down.
+    """
+
+    def __init__(self, what: str, *, got: object = None, allowed: object = None, fix: str | None = None) -> None:
+        self.what, self.got, self.allowed, self.fix = what, got, allowed, fix
+        parts = [what]
+        if got is not None:
+            parts.append(f"Got: {got}.")
+        if allowed is not None:
+            parts.append(f"Allowed: {allowed}.")
+        if fix is not None:
+            parts.append(f"To fix: {fix}")
+        super().__init__(" ".join(parts))
+
+
+class ConfigurationError(EarlyOODError, ValueError):
+    """A setting, alone or together with others, is not usable."""
+
+
+class DataError(EarlyOODError, ValueError):
+    """A data set, a column or a label is missing or not usable."""
+
+
+class UnsupportedModelError(EarlyOODError, ValueError):
+    """The architecture of a model is not one that this function can handle."""
+
+
+class UnsupportedSetupError(EarlyOODError, RuntimeError):
+    """A launcher or a Trainer setting under which the result could not be correct."""
+
+
+class ProbeError(EarlyOODError, RuntimeError):
+    """A measurement cannot be made, or would not mean what it says."""
+
+
+class ResumeError(EarlyOODError, RuntimeError):
+    """A checkpoint or an output folder does not belong to this run."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Name the closest known word, as the tail of an error message.
+
+    Example:
+        >>> did_you_mean("intervall", ["interval", "order"])
+        "Did you mean 'interval'?"
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(known)}."

@@ -1,0 +1,50 @@
+"""Names of splits, metrics and files: the only place where they are spelled."""
+
+from __future__ import annotations
+
+# Splits
+TRAIN = "train"
+ID_VALIDATION = "id_validation"
+ID_TEST = "id_test"
+OOD_PREFIX = "ood/"
+
+# Metrics of one evaluation set
+ACCURACY = "accuracy"
+BALANCED_ACCURACY = "balanced_accuracy"
+MACRO_F1 = "macro_f1"
+
+# Files of a run folder
+CONFIG_FILE = "config.yaml"
+RESULTS_FILE = "results.json"
+DYNAMICS_FILE = "dynamics.jsonl"
+PREDICTIONS_FILE = "predictions.npz"
+SIGNAL_FIGURE = "signal.png"
+MODEL_FOLDER = "model"
+TRAINER_FOLDER = "trainer"
+
+# Files of a study folder
+STUDY_FILE = "study.json"
+VERDICT_FILE = "verdict.txt"
+
+# Signals
+FISHER_TRACE = "fisher_trace"
+
+# Keys in Trainer logs
+LOG_STAGE = "unfreezing/stage"
+LOG_TRAINABLE = "unfreezing/trainable_parameters"
+LOG_FISHER_TRACE = "probe/fisher_trace"
+
+
+def ood(name: str) -> str:
+    """Name of the OOD split ``name``.
+
+    Example:
+        >>> ood("movie")
+        'ood/movie'
+    """
+    return name if name.startswith(OOD_PREFIX) else OOD_PREFIX + name
+
+
+def is_ood(split: str) -> bool:
+    """Whether ``split`` is an out-of-distribution split."""
+    return split.startswith(OOD_PREFIX)
