@@ -52,6 +52,10 @@ class ProbeError(EarlyOODError, RuntimeError):
     """A measurement cannot be made, or would not mean what it says."""
 
 
+class NonFiniteError(ProbeError):
+    """A measurement met NaN or infinity."""
+
+
 class ResumeError(EarlyOODError, RuntimeError):
     """A checkpoint or an output folder does not belong to this run."""
 

@@ -33,6 +33,7 @@ FISHER_TRACE = "fisher_trace"
 LOG_STAGE = "unfreezing/stage"
 LOG_TRAINABLE = "unfreezing/trainable_parameters"
 LOG_FISHER_TRACE = "probe/fisher_trace"
+LOG_DECISION = "unfreezing/decision"
 
 
 def ood(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from .errors import ConfigurationError, ResumeError
 
@@ -49,9 +49,9 @@ class StabilizationDetector:
 
     * *Normalization of the signal*: c is relative to the level of the signal (the paper: "change within 2 %"), so
       the answer does not depend on the unit.
-    * *End of the transient* (found "with similar logic" in the paper): the first i at which c_i has fallen to half
-      of the largest c so far. From then on the signal is no longer in its fastest change. A number of updates can
-      be given instead.
+    * *Initial transient* (dropped before anything else; its end is found "with similar logic" in the paper): rapid
+      change is not stable by the rule itself, so only a flat start *before* the rapid change has to be left out,
+      as during learning-rate warm-up. ``transient`` says for how many updates.
     * *Never stable*: at ``max_step`` the decision falls anyway, marked "fallback".
 
     Defined corner cases: a NaN or infinite measurement is skipped and counted, it neither breaks nor fakes
@@ -62,7 +62,7 @@ class StabilizationDetector:
     Args:
         window: tau, in measurements (the paper: 3 or 8, measured every 10 updates).
         tolerance: epsilon, relative change between two measurements (the paper: 0.02).
-        transient: "auto", or the number of updates whose measurements are left out.
+        transient: Number of updates whose measurements are left out (the paper: typically the first 50 to 100).
         max_step: Completed updates at which the decision falls at the latest; None: never by force.
 
     Raises:
@@ -80,7 +80,7 @@ class StabilizationDetector:
         self,
         window: int = 3,
         tolerance: float = 0.02,
-        transient: int | Literal["auto"] = "auto",
+        transient: int = 0,
         max_step: int | None = None,
     ) -> None:
         if not isinstance(window, int) or isinstance(window, bool) or window < 1:
@@ -89,9 +89,9 @@ class StabilizationDetector:
             raise ConfigurationError(
                 "The tolerance is a relative change.", got=repr(tolerance), allowed="a number >= 0"
             )
-        if transient != "auto" and (not isinstance(transient, int) or isinstance(transient, bool) or transient < 0):
+        if not isinstance(transient, int) or isinstance(transient, bool) or transient < 0:
             raise ConfigurationError(
-                "The transient is a number of updates.", got=repr(transient), allowed='"auto" or an integer >= 0'
+                "The transient is a number of updates.", got=repr(transient), allowed="an integer >= 0"
             )
         if max_step is not None and (not isinstance(max_step, int) or isinstance(max_step, bool) or max_step < 1):
             raise ConfigurationError(
@@ -99,7 +99,7 @@ class StabilizationDetector:
             )
         self.window = window
         self.tolerance = float(tolerance)
-        self.transient: int | Literal["auto"] = transient
+        self.transient = transient
         self.max_step = max_step
         self.reset()
 
@@ -109,8 +109,6 @@ class StabilizationDetector:
         self._series: list[tuple[int, float]] = []
         self._recent: list[float] = []
         self._average: float | None = None
-        self._largest_change = 0.0
-        self._after_transient = False
         self._num_skipped = 0
 
     @property
@@ -142,7 +140,7 @@ class StabilizationDetector:
             return self.decision
         change = self._smooth(step, value)
         # Not at step 0: an interval has at least one update.
-        if step > 0 and change is not None and self._after_transient and change <= self.tolerance:
+        if step > 0 and change is not None and change <= self.tolerance:
             self._decide(step, STABLE, change)
         elif step > 0 and self.max_step is not None and step >= self.max_step:
             self._decide(step, FALLBACK, change)
@@ -153,7 +151,7 @@ class StabilizationDetector:
         if not math.isfinite(value):
             self._num_skipped += 1
             return None
-        if self.transient != "auto" and step < self.transient:
+        if step < self.transient:
             return None
         self._recent = [*self._recent, value][-self.window :]
         if len(self._recent) < self.window:
@@ -162,11 +160,7 @@ class StabilizationDetector:
         if before is None:
             return None
         difference = abs(self._average - before)
-        change = 0.0 if difference == 0 else math.inf if before == 0 else difference / abs(before)
-        self._largest_change = max(self._largest_change, change)
-        if self.transient != "auto" or change == 0 or change <= 0.5 * self._largest_change:
-            self._after_transient = True
-        return change
+        return 0.0 if difference == 0 else math.inf if before == 0 else difference / abs(before)
 
     def _decide(self, step: int, reason: str, change: float | None) -> None:
         self.decision = Decision(step, reason, self._average, change, len(self._series), self._num_skipped)

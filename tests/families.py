@@ -71,12 +71,12 @@ _T5: dict[str, Any] = {
 
 
 def _builder(prefix: str, **defaults: Any) -> Builder:
-    """Builder of the family whose classes are ``{prefix}Config``, ``{prefix}ForSequenceClassification``, ..."""
+    """Builder of the family whose classes are called ``{prefix}Config``, ``{prefix}Model`` and so on."""
 
     def make(*, task: str = "sequence_classification", seed: int = 0, **overrides: Any) -> PreTrainedModel:
         settings: dict[str, Any] = {
             "vocab_size": VOCAB_SIZE,
-            "num_labels": NUM_LABELS,
+            "num_labels": 2 if task == "question_answering" else NUM_LABELS,
             "pad_token_id": PAD,
             "bos_token_id": BOS,
             "eos_token_id": EOS,
@@ -182,9 +182,7 @@ DECODER_ONLY = frozenset({"bloom", "gemma2", "gpt2", "gpt_neox", "llama", "mistr
 MIN_LENGTH = {"canine": 16, "funnel": 8}
 
 
-def build(
-    family: str, *, task: str = "sequence_classification", seed: int = 0, **overrides: Any
-) -> PreTrainedModel:
+def build(family: str, *, task: str = "sequence_classification", seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """Tiny random model of ``family`` in eval mode, with the dropout that its config sets by default.
 
     Args:
@@ -196,13 +194,11 @@ def build(
     return FAMILIES[family](task=task, seed=seed, **overrides)
 
 
-def inputs(
-    family: str, model: nn.Module, batch: int = 4, length: int = 7, seed: int = 0
-) -> dict[str, torch.Tensor]:
+def inputs(family: str, model: nn.Module, batch: int = 4, length: int = 7, seed: int = 0) -> dict[str, torch.Tensor]:
     """Batch of random token ids with right padding and labels: what ``model(**inputs)`` takes.
 
-    Row b has ``length - b % 3`` tokens; ``length`` is raised to the shortest that the family takes. The kind of
-    labels follows the class of the model; a bare encoder gets none.
+    Row b has ``length - b % 3`` tokens; ``length`` is raised to the shortest that the family takes. The kind
+    of labels follows the class of the model; a bare encoder gets none.
 
     Returns:
         ``input_ids`` (B, T), ``attention_mask`` (B, T) and the labels of the task.

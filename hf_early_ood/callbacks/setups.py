@@ -1,0 +1,105 @@
+"""What is refused before the first update, because the result could not be correct."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from transformers import TrainingArguments
+from transformers.training_args import ParallelMode
+from transformers.utils import logging
+
+from ..errors import UnsupportedSetupError
+
+logger = logging.get_logger(__name__)
+
+
+def check_launcher(args: TrainingArguments) -> None:
+    """Refuse launchers under which layers cannot change between frozen and trainable.
+
+    Raises:
+        UnsupportedSetupError: DeepSpeed, FSDP, or DistributedDataParallel that cannot follow a changing graph.
+    """
+    if args.deepspeed:
+        raise UnsupportedSetupError(
+            "Gradual unfreezing cannot run under DeepSpeed: ZeRO fills the missing gradients of frozen layers with"
+            " zeros, and weight decay and momentum would move them.",
+            got="deepspeed is set",
+            allowed="one process, or DistributedDataParallel",
+            fix="Launch with DistributedDataParallel (no deepspeed setting).",
+        )
+    if args.fsdp:
+        raise UnsupportedSetupError(
+            "Gradual unfreezing does not run under FSDP yet.",
+            got=f"fsdp={args.fsdp}",
+            allowed="one process, or DistributedDataParallel",
+            fix="Launch with DistributedDataParallel (no fsdp setting).",
+        )
+    if args.parallel_mode == ParallelMode.DISTRIBUTED:
+        _check_ddp(args)
+
+
+def _check_ddp(args: TrainingArguments) -> None:
+    checkpointing = bool(getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing)
+    find_unused = args.ddp_find_unused_parameters
+    if find_unused is None:
+        find_unused = not checkpointing  # the Trainer's own default
+    if not find_unused:
+        raise UnsupportedSetupError(
+            "DistributedDataParallel waits for the gradients of frozen layers, which never come.",
+            got=f"ddp_find_unused_parameters={args.ddp_find_unused_parameters}"
+            + (", activation checkpointing (which switches the default off)" if checkpointing else ""),
+            fix="Set ddp_find_unused_parameters=True in TrainingArguments.",
+        )
+    if getattr(args, "ddp_static_graph", None):
+        raise UnsupportedSetupError(
+            "A static DDP graph cannot follow layers that are released during training.",
+            got="ddp_static_graph=True",
+            fix="Remove ddp_static_graph from TrainingArguments.",
+        )
+    kwargs = getattr(args, "activation_checkpointing_kwargs", None) or args.gradient_checkpointing_kwargs or {}
+    if checkpointing and kwargs.get("use_reentrant"):
+        raise UnsupportedSetupError(
+            "Reentrant activation checkpointing marks a parameter ready twice under DDP with frozen layers.",
+            got="use_reentrant=True",
+            fix='Set activation_checkpointing_kwargs={"use_reentrant": False}.',
+        )
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer | None, managed: Mapping[str, nn.Parameter]) -> None:
+    """Refuse an optimizer that would never move a group, however often it is released.
+
+    Raises:
+        UnsupportedSetupError: A managed parameter is in no parameter group of the optimizer.
+    """
+    if optimizer is None:
+        raise UnsupportedSetupError("The Trainer has no optimizer at on_train_begin.", fix="Use transformers.Trainer.")
+    covered = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    missing = [name for name, parameter in managed.items() if id(parameter) not in covered]
+    if missing:
+        raise UnsupportedSetupError(
+            "The optimizer does not hold every trainable parameter: what it lacks would never train, without an"
+            " error. This happens when layers were frozen before Trainer.train() built the optimizer, for example"
+            " in an attempt that was interrupted.",
+            got=f"{len(missing)} of {len(managed)} missing, such as {missing[0]}",
+            fix="Give the Trainer a model whose layers are all trainable and let it build the optimizer.",
+        )
+
+
+def warn_about_loss_scale(args: TrainingArguments, model: nn.Module) -> None:
+    """Say so when transformers scales the loss of sequence classification wrongly.
+
+    transformers takes ``**kwargs`` in ``forward`` for the ability to divide the loss by ``num_items_in_batch``.
+    Sequence classification models ignore it, so that accumulation and several processes multiply the gradient
+    (measured with transformers 5.23), and with it clipping and everything that is logged from gradients.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    factor = args.gradient_accumulation_steps * max(1, args.world_size)
+    wrong = type(inner).__name__.endswith("ForSequenceClassification") and getattr(inner, "accepts_loss_kwargs", True)
+    if wrong and factor > 1:
+        logger.warning(
+            f"Trainer makes the gradient of {type(inner).__name__} up to {factor} times too large (gradient "
+            f"accumulation {args.gradient_accumulation_steps} x {args.world_size} processes). Set "
+            "model.accepts_loss_kwargs = False before Trainer(...), or use hf_early_ood.EarlyOODTrainer."
+        )

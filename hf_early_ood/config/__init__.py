@@ -1,0 +1,35 @@
+"""One validated configuration from YAML and the command line. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from hf_early_ood.config.checks import is_file_source
+from hf_early_ood.config.help import describe
+from hf_early_ood.config.loading import load_config, load_run, load_study
+from hf_early_ood.config.schema import (
+    DataConfig,
+    DetectorConfig,
+    EvaluationConfig,
+    InterventionConfig,
+    ModelConfig,
+    ProbeConfig,
+    RunConfig,
+    SplitConfig,
+)
+from hf_early_ood.config.study import StudyConfig
+
+__all__ = [
+    "DataConfig",
+    "DetectorConfig",
+    "EvaluationConfig",
+    "InterventionConfig",
+    "ModelConfig",
+    "ProbeConfig",
+    "RunConfig",
+    "SplitConfig",
+    "StudyConfig",
+    "describe",
+    "is_file_source",
+    "load_config",
+    "load_run",
+    "load_study",
+]

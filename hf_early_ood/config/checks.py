@@ -1,0 +1,211 @@
+"""Checks of one key against another, and against the disk."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_early_ood.config.parsing import Problems, usable
+
+if TYPE_CHECKING:
+    from hf_early_ood.config.schema import DataConfig, InterventionConfig, ProbeConfig, RunConfig, SplitConfig
+
+FILE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".arrow")
+_PATH_STARTS = ("./", "../", "/", "~")
+# Names become folders and parts of dotted keys.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+NAME_IN_WORDS = "letters, digits, - and _, beginning with a letter or a digit"
+
+
+def is_file_source(source: str) -> bool:
+    """Whether ``source`` means files on this machine rather than a data set's name.
+
+    Example:
+        >>> is_file_source("data/train.csv"), is_file_source("stanfordnlp/sst2")
+        (True, False)
+    """
+    return source.startswith(_PATH_STARTS) or source.endswith(FILE_SUFFIXES)
+
+
+def check_name(name: str, path: str, problems: Problems) -> None:
+    """Note a problem if ``name`` cannot be the name of a run, an arm or an OOD set."""
+    if usable(name) and not _NAME.fullmatch(name):
+        problems.add(path, "is not a usable name", got=name, allowed=NAME_IN_WORDS)
+
+
+def check_run(config: RunConfig, problems: Problems) -> None:
+    """Note every problem between the keys of one run."""
+    check_name(config.name, "name", problems)
+    if usable(config.output_dir) and not config.output_dir.strip():
+        problems.add("output_dir", "is empty", allowed="a folder")
+    if usable(config.model) and usable(config.model.name):
+        name = config.model.name
+        if not name.strip():
+            problems.add("model.name", "is empty", allowed="a model's name on the Hub, or its folder")
+        elif name.startswith(_PATH_STARTS) and not Path(name).is_dir():
+            problems.add("model.name", "this folder does not exist", got=name)
+    if usable(config.data):
+        _check_data(config.data, problems)
+    max_steps = None
+    if usable(config.training):
+        steps = config.training.get("max_steps")
+        max_steps = steps if isinstance(steps, int) and steps > 0 else None
+    if usable(config.intervention):
+        _check_intervention(config.intervention, max_steps, problems)
+
+
+def _check_data(data: DataConfig, problems: Problems) -> None:
+    for key in ("text", "text_pair", "label"):
+        value = getattr(data, key)
+        if isinstance(value, str) and not value.strip():
+            problems.add(f"data.{key}", "is empty", allowed="the name of a column")
+    columns = [value for value in (data.text, data.text_pair, data.label) if isinstance(value, str)]
+    if len(set(columns)) < len(columns):
+        problems.add("data", "text, text_pair and label must be different columns", got=columns)
+
+    splits = {"data.train": data.train, "data.id_validation": data.id_validation, "data.id_test": data.id_test}
+    if usable(data.ood):
+        if not data.ood:
+            problems.add("data.ood", "there is no out-of-distribution set", allowed="at least one named set")
+        for name, split in data.ood.items():
+            check_name(name, f"data.ood.{name}", problems)
+            splits[f"data.ood.{name}"] = split
+    seen: dict[tuple[object, ...], str] = {}
+    for path, split in splits.items():
+        if not usable(split):
+            continue
+        _check_source(split, path, problems)
+        identity = (split.source, split.name, split.split, split.revision)
+        if not usable(*identity):
+            continue
+        first = seen.setdefault(identity, path)
+        # The two ID sets may be one: many benchmarks publish no labels of their test split.
+        if first != path and (first, path) != ("data.id_validation", "data.id_test"):
+            problems.add(path, f"is the same data as {first}", got=split.source, allowed="other data")
+
+
+def _check_source(split: SplitConfig, path: str, problems: Problems) -> None:
+    if not usable(split.source):
+        return
+    if not split.source.strip():
+        problems.add(f"{path}.source", "is empty", allowed="a file, a folder, or the name of a data set")
+    elif is_file_source(split.source) and not Path(split.source).exists():
+        problems.add(
+            f"{path}.source",
+            "does not exist",
+            got=split.source,
+            allowed="a file or folder (relative to the working directory), or the name of a data set",
+        )
+
+
+def _check_intervention(settings: InterventionConfig, max_steps: int | None, problems: Problems) -> None:
+    gradual = settings.method == "gradual_unfreezing"
+    interval, detector, probe = settings.interval, settings.detector, settings.probe
+    _check_count_or_fraction(interval, "intervention.interval", problems, whole=False)
+    if gradual and max_steps and isinstance(interval, int) and interval >= max_steps:
+        problems.add(
+            "intervention.interval",
+            f"no layer would be released before training ends after training.max_steps={max_steps} updates",
+            got=interval,
+            allowed=f"less than {max_steps}",
+        )
+    for key in ("initial", "order"):
+        names = getattr(settings, key)
+        if isinstance(names, tuple):
+            _check_groups(names, f"intervention.{key}", problems)
+    if isinstance(settings.schedule, str):
+        _check_schedule(settings, problems)
+    if usable(detector):
+        _check_count_or_fraction(detector.max_step, "intervention.detector.max_step", problems, whole=True)
+        automatic = gradual and interval == "auto" and settings.schedule is None
+        if automatic and isinstance(detector.max_step, int):
+            _check_fallback(settings, detector.max_step, max_steps, problems)
+        if isinstance(detector.transient, int) and detector.transient < 0:
+            problems.add(
+                "intervention.detector.transient",
+                "is out of range",
+                got=detector.transient,
+                allowed="auto, or a whole number of updates >= 0",
+            )
+    if usable(probe):
+        _check_probe(probe, problems)
+
+
+def _check_count_or_fraction(value: object, path: str, problems: Problems, *, whole: bool) -> None:
+    """A whole number counts updates from 1 on; another number is a fraction of training."""
+    if isinstance(value, int):
+        fits = value >= 1
+    elif isinstance(value, float):
+        fits = 0 < value <= 1 if whole else 0 < value < 1
+    else:
+        return
+    if not fits:
+        top = "at most 1" if whole else "less than 1"
+        auto = "" if whole else "auto, "
+        problems.add(
+            path,
+            "is out of range",
+            got=value,
+            allowed=f"{auto}a whole number of updates >= 1, or a fraction of training above 0 and {top}",
+        )
+
+
+def _check_groups(names: Iterable[str], path: str, problems: Problems) -> None:
+    names = list(names)
+    if not names:
+        problems.add(path, "names no layer group", allowed="one name or more, as in [head]")
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        problems.add(path, "names a layer group twice", got=name)
+
+
+def _check_schedule(settings: InterventionConfig, problems: Problems) -> None:
+    if not Path(str(settings.schedule)).is_file():
+        problems.add("intervention.schedule", "this file does not exist", got=settings.schedule)
+    defaults = type(settings)()
+    for key in ("interval", "order", "initial", "release"):
+        value = getattr(settings, key)
+        if usable(value) and value != getattr(defaults, key):
+            problems.add(
+                f"intervention.{key}",
+                "is given here and by the file in intervention.schedule: leave one of them out",
+                got=value,
+            )
+
+
+def _check_fallback(settings: InterventionConfig, max_step: int, max_steps: int | None, problems: Problems) -> None:
+    detector, probe = settings.detector, settings.probe
+    path = "intervention.detector.max_step"
+    if max_steps and max_step >= max_steps:
+        problems.add(
+            path,
+            f"the fallback would come after training ends at training.max_steps={max_steps} updates",
+            got=max_step,
+            allowed=f"less than {max_steps}",
+        )
+    if isinstance(detector.transient, int) and detector.transient >= max_step:
+        problems.add(
+            "intervention.detector.transient",
+            "ends after the fallback, so the signal would never be read",
+            got=detector.transient,
+            allowed=f"less than max_step={max_step}",
+        )
+    if usable(probe) and usable(probe.every, detector.window) and max_step < probe.every * detector.window:
+        problems.add(
+            path,
+            f"the fallback comes before the detector can compare two averages (a measurement every "
+            f"{probe.every} updates, window of {detector.window})",
+            got=max_step,
+            allowed=f"at least {probe.every * detector.window}, or a smaller intervention.probe.every",
+        )
+
+
+def _check_probe(probe: ProbeConfig, problems: Problems) -> None:
+    if usable(probe.size, probe.batch_size) and probe.size < probe.batch_size:
+        problems.add(
+            "intervention.probe.size",
+            "the probe set is smaller than a batch",
+            got=probe.size,
+            allowed=f"at least intervention.probe.batch_size={probe.batch_size}",
+        )

@@ -1,0 +1,154 @@
+"""YAML files and command lines to configurations."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_early_ood.config.parsing import Problems, join
+from hf_early_ood.config.schema import RunConfig
+from hf_early_ood.config.study import SECTION, StudyConfig
+from hf_early_ood.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+
+def load_config(path: str | PathLike[str], overrides: Sequence[str] = ()) -> RunConfig | StudyConfig:
+    """Read a run or a study; what the command line says wins over the file.
+
+    Args:
+        path: A YAML file. With a section ``study`` it is a study, without one a run.
+        overrides: Dotted keys and YAML values as on a command line: ``["--training.learning_rate", "2e-5"]``
+            or ``["--seed=3"]``. In a study they apply to what the arms share; a key of one arm is
+            ``--study.arms.<arm>.<key>``.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigurationError: Naming every problem, one a line.
+    """
+    problems = Problems()
+    data = read_yaml(path, problems)
+    paths = _apply(data, overrides, problems)
+    config: RunConfig | StudyConfig
+    if SECTION in data:
+        config = StudyConfig.read(data, problems)
+        _warn_of_hidden(paths, config)
+    else:
+        config = RunConfig.read(data, problems)
+    problems.raise_if_any(str(path))
+    return config
+
+
+def load_run(path: str | PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
+    """`load_config` for a file that must be a run."""
+    config = load_config(path, overrides)
+    if isinstance(config, StudyConfig):
+        raise ConfigurationError(
+            f"{path} is a study, not a run.",
+            fix="Use the command 'hf-early-ood study', or take out the section 'study'.",
+        )
+    return config
+
+
+def load_study(path: str | PathLike[str], overrides: Sequence[str] = ()) -> StudyConfig:
+    """`load_config` for a file that must be a study."""
+    config = load_config(path, overrides)
+    if isinstance(config, RunConfig):
+        raise ConfigurationError(
+            f"{path} is a run, not a study: it has no section 'study'.",
+            fix="Use the command 'hf-early-ood run', or add 'study' with 'baseline', 'seeds' and 'arms'.",
+        )
+    return config
+
+
+def read_yaml(path: str | PathLike[str], problems: Problems) -> dict[str, Any]:
+    """Read a YAML file of nested keys; keys that are written twice are noted in ``problems``.
+
+    Raises:
+        ConfigurationError: If there is no such file, or it is not YAML, or not a section of keys.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigurationError("There is no such configuration file.", got=path) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"The configuration file {path} cannot be read: {error}.") from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path} is not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigurationError(f"{path} is not a section of keys.", got=data, allowed="lines like 'key: value'")
+    _note_duplicates(node, "", problems, set())
+    return data
+
+
+def _note_duplicates(node: yaml.Node | None, path: str, problems: Problems, seen: set[int]) -> None:
+    """PyYAML keeps the last of two equal keys and says nothing."""
+    if not isinstance(node, yaml.MappingNode) or id(node) in seen:
+        return
+    seen.add(id(node))
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        dotted, line = join(path, key.value), key.start_mark.line + 1
+        if key.value in lines:
+            problems.add(dotted, f"is written twice, in lines {lines[key.value]} and {line}")
+        lines[key.value] = line
+        _note_duplicates(value, dotted, problems, seen)
+
+
+def _apply(data: dict[str, Any], overrides: Sequence[str], problems: Problems) -> list[str]:
+    """Set each override in ``data``; returns their dotted keys."""
+    words, paths = list(overrides), []
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or len(word) == 2:
+            problems.add(word, "this word of the command line belongs to no key", allowed="--some.key value")
+            continue
+        path, equals, text = word[2:].partition("=")
+        if not equals:
+            if not words or words[0].startswith("--"):
+                problems.add(path, "has no value on the command line", allowed=f"--{path} value or --{path}=value")
+                continue
+            text = words.pop(0)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            problems.add(path, "its value on the command line is not YAML", got=text)
+            continue
+        _set(data, path, value, problems)
+        paths.append(path)
+    return paths
+
+
+def _set(data: dict[str, Any], path: str, value: Any, problems: Problems) -> None:
+    *sections, last = path.split(".")
+    for depth, key in enumerate(sections, 1):
+        if data.get(key) is None:
+            data[key] = {}
+        if not isinstance(data[key], dict):
+            problems.add(path, f"'{'.'.join(sections[:depth])}' is a single value and has no keys", got=data[key])
+            return
+        data = data[key]
+    data[last] = value
+
+
+def _warn_of_hidden(paths: Sequence[str], study: StudyConfig) -> None:
+    for path in paths:
+        for arm, keys in study.arms.items():
+            node: Any = keys
+            for key in path.split("."):
+                node = node.get(key) if isinstance(node, Mapping) else None
+            if node is not None:
+                logger.warning(
+                    "--%s does not reach arm '%s', which sets that key itself. Use --study.arms.%s.%s for it.",
+                    path, arm, arm, path,
+                )  # fmt: skip

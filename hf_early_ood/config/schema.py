@@ -1,0 +1,217 @@
+"""The settings of one run. Everything a result depends on is in here, and nothing else."""
+
+# `option` makes a dataclasses.field.
+# ruff: noqa: RUF009
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, cast, get_args, get_origin
+
+import yaml
+
+from hf_early_ood.config.checks import NAME_IN_WORDS, check_run
+from hf_early_ood.config.parsing import Problems, build, join, option, type_hints, usable
+from hf_early_ood.config.training_arguments import check_training, training_fields
+
+_LARGEST_SEED = 2**32
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Where the pretrained model comes from."""
+
+    name: str = option("Name of a model on the Hub, or its folder.")
+    revision: str | None = option("Commit, tag or branch of the model.", None)
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Where one set of examples comes from."""
+
+    source: str = option("File or folder (relative to the working directory), or the name of a data set.")
+    split: str | None = option("Split of that source.", None)
+    name: str | None = option("Configuration of a data set that has several.", None)
+    revision: str | None = option("Commit, tag or branch of the data set.", None)
+    max_examples: int | None = option("Use only so many examples, drawn with data.seed.", None, at_least=1)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The training set, the in-distribution sets and the out-of-distribution sets."""
+
+    train: SplitConfig = option("Examples to train on.")
+    id_validation: SplitConfig = option("In-distribution examples that may select a checkpoint.")
+    id_test: SplitConfig = option("In-distribution examples that only judge.")
+    ood: dict[str, SplitConfig] = option("Out-of-distribution sets by name; they only judge.")
+    text: str = option("Column with the text.", "text")
+    text_pair: str | None = option("Column with the second text of a pair.", None)
+    label: str = option("Column with the label.", "label")
+    max_length: int = option("Longest input in tokens; the rest is cut off.", 128, at_least=1)
+    drop_near_duplicates: bool = option("Leave out evaluation examples that nearly repeat a training text.", False)
+    seed: int = option("Draws the examples where max_examples is set.", 0, at_least=0, below=_LARGEST_SEED)
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """When a signal counts as stable (interval: auto)."""
+
+    window: int = option("Measurements in the moving average (tau).", 3, at_least=1)
+    tolerance: float = option("Relative change of the average that counts as stable (epsilon).", 0.02, above=0)
+    transient: Literal["auto"] | int = option(
+        "Updates at the start that are not judged.", "auto", allowed="auto, or a whole number of updates >= 0"
+    )
+    max_step: int | float = option(
+        "Update of the fallback, if the signal is not stable before.",
+        0.1,
+        allowed="a whole number of updates >= 1, or a fraction of training above 0 and at most 1",
+    )
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """What the measurements see and how often they are made."""
+
+    size: int = option("Examples in the fixed probe set.", 128, at_least=1)
+    batch_size: int = option("Probe examples at a time.", 32, at_least=1)
+    every: int = option("Updates between two measurements.", 5, at_least=1)
+    seed: int = option("Draws the probe set and the labels.", 0, at_least=0, below=_LARGEST_SEED)
+    labels: Literal["sampled", "expected", "empirical", "argmax"] = option("Labels in the Fisher trace.", "sampled")
+
+
+@dataclass(frozen=True)
+class InterventionConfig:
+    """What is done to training, and when. Method standard uses none of the other keys but probe."""
+
+    method: Literal["standard", "gradual_unfreezing"] = option("How layers are trained.", "standard")
+    interval: Literal["auto"] | int | float = option(
+        "Updates in each stage, or auto: read from the Fisher trace.",
+        "auto",
+        allowed="auto, a whole number of updates >= 1, or a fraction of training above 0 and less than 1",
+    )
+    order: Literal["top_down", "bottom_up"] | tuple[str, ...] = option(
+        "Order in which layer groups are released.", "top_down", allowed="top_down, bottom_up, or a list of group names"
+    )
+    initial: tuple[str, ...] = option("Layer groups that train from the start.", ("head",))
+    release: Literal["interval", "all_at_once"] = option("One group an interval, or all after the first.", "interval")
+    schedule: str | None = option("A schedule file, edited by hand, in place of the four keys above.", None)
+    detector: DetectorConfig = option("When the signal counts as stable.", DetectorConfig)
+    probe: ProbeConfig = option("How the signal is measured.", ProbeConfig)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How the trained model is judged."""
+
+    batch_size: int = option("Examples at a time, in training's validation too.", 64, at_least=1)
+    bootstrap_samples: int = option("Resamples behind an interval.", 2000, at_least=100)
+    confidence: float = option("Confidence of the intervals.", 0.95, above=0, below=1)
+    seed: int = option("Draws the resamples.", 0, at_least=0, below=_LARGEST_SEED)
+    save_model: bool = option("Keep the trained model in the run's folder.", True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that one run depends on.
+
+    Make one with `RunConfig.from_dict` or `load_config`, which check every key; the constructor checks nothing.
+
+    Example:
+        >>> data = {"train": {"source": "a/tweets", "split": "train"},
+        ...         "id_validation": {"source": "a/tweets", "split": "validation"},
+        ...         "id_test": {"source": "a/tweets", "split": "test"},
+        ...         "ood": {"movie": {"source": "a/movies"}}}
+        >>> config = RunConfig.from_dict(
+        ...     {"name": "plain", "output_dir": "out", "model": {"name": "bert-base-uncased"}, "data": data})
+        >>> config.intervention.method, config.intervention.probe.size
+        ('standard', 128)
+    """
+
+    name: str = option("Name of the run; in a study, the study's name.", allowed=NAME_IN_WORDS)
+    seed: int = option("Seed of training.", 1, at_least=0, below=_LARGEST_SEED)
+    output_dir: str = option("Folder that the run writes into.")
+    task: Literal["sequence_classification"] = option("What the model learns.", "sequence_classification")
+    model: ModelConfig = option("The pretrained model.")
+    data: DataConfig = option("The examples.")
+    training: dict[str, Any] = option("Any field of transformers.TrainingArguments, by its name.", dict)
+    intervention: InterventionConfig = option("What is done to training.", InterventionConfig)
+    evaluation: EvaluationConfig = option("How the model is judged.", EvaluationConfig)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunConfig:
+        """Build and check a run.
+
+        Args:
+            data: Nested keys, as YAML gives them. It is not changed.
+
+        Raises:
+            ConfigurationError: Naming every problem, one a line.
+        """
+        problems = Problems()
+        config = cls.read(data, problems)
+        problems.raise_if_any("the configuration")
+        return config
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any], problems: Problems) -> RunConfig:
+        """As `from_dict`, but problems are noted in ``problems`` and the caller reports them."""
+        config = build(cls, copy.deepcopy(data), "", problems, known_keys)
+        if usable(config) and usable(config.training):
+            config = replace(config, training=check_training(config.training, "training", problems))
+        if usable(config):
+            check_run(config, problems)
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """All keys with their values, in types that JSON and YAML have."""
+        return {key: _plain(value) for key, value in asdict(self).items()}
+
+    def to_yaml(self) -> str:
+        """All keys, defaults too, as a YAML file that loads back to an equal configuration."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over everything but ``output_dir``: two runs with one fingerprint are the same run."""
+        settings = {key: value for key, value in self.to_dict().items() if key != "output_dir"}
+        return fingerprint(settings)
+
+
+def fingerprint(settings: Any) -> str:
+    """SHA-256 of plain values, the same for every order of keys.
+
+    Example:
+        >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+        True
+    """
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def walk(cls: type = RunConfig, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Every setting: dotted key, dataclass field and type; ``<name>`` stands for a name the user gives."""
+    for field in fields(cls):
+        hint, key = type_hints(cls)[field.name], join(path, field.name)
+        item = get_args(hint)[1] if get_origin(hint) is dict else None
+        if is_dataclass(hint):
+            yield from walk(cast(type, hint), key)
+        elif isinstance(item, type) and is_dataclass(item):
+            yield from walk(item, f"{key}.<name>")
+        else:
+            yield key, field, hint
+
+
+def known_keys() -> Iterator[str]:
+    """Every dotted key of a run, those of `TrainingArguments` included; meant for error messages."""
+    yield from (f"training.{name}" for name in training_fields())
+    yield from (key for key, _, _ in walk())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

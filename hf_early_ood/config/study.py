@@ -1,0 +1,195 @@
+"""The settings of a study: arms x seeds over one common base."""
+
+# `option` makes a dataclasses.field.
+# ruff: noqa: RUF009
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+import yaml
+
+from hf_early_ood.config.checks import check_name
+from hf_early_ood.config.parsing import Problem, Problems, build, option, usable
+from hf_early_ood.config.schema import RunConfig, fingerprint
+from hf_early_ood.errors import did_you_mean
+
+SECTION = "study"
+# Set for each run by the study itself.
+_OWN_KEYS = {
+    "name": "the study names its runs after their arms",
+    "seed": "the seeds of a study are in 'study.seeds'",
+    "output_dir": "each run gets its own folder inside the study's",
+}
+
+
+@dataclass(frozen=True)
+class StudySection:
+    """The section ``study`` of a file: its keys and their help."""
+
+    baseline: str = option("Arm that the others are compared with.")
+    seeds: tuple[int, ...] = option("Seeds that each arm is run with.")
+    arms: dict[str, Any] = option("Arms by name: the keys of a run in which each differs from the rest of the file.")
+
+
+@dataclass(frozen=True)
+class _Head:
+    name: str = option("Name of the study.")
+    output_dir: str = option("Folder of the study.")
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A comparison of several ways of training over the same seeds and data.
+
+    Attributes:
+        name: Name of the study.
+        output_dir: Its folder; a run writes into ``<output_dir>/<arm>/seed<seed>``.
+        baseline: The arm that the others are compared with.
+        seeds: Seeds that each arm is run with.
+        arms: For each arm, the nested keys in which it differs from ``base``.
+        base: The keys that all arms share.
+    """
+
+    name: str
+    output_dir: str
+    baseline: str
+    seeds: tuple[int, ...]
+    arms: dict[str, dict[str, Any]]
+    base: dict[str, Any]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> StudyConfig:
+        """Build and check a study and all of its runs.
+
+        Args:
+            data: The keys of a run plus the section ``study``. It is not changed.
+
+        Raises:
+            ConfigurationError: Naming every problem, one a line.
+        """
+        problems = Problems()
+        study = cls.read(data, problems)
+        problems.raise_if_any("the configuration")
+        return study
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any], problems: Problems) -> StudyConfig:
+        """As `from_dict`, but problems are noted in ``problems`` and the caller reports them."""
+        base = copy.deepcopy(dict(data))
+        section = build(StudySection, base.pop(SECTION, None), SECTION, problems)
+        head = build(_Head, {key: base.pop(key) for key in ("name", "output_dir") if key in base}, "", problems)
+        check_name(head.name, "name", problems)
+        if "seed" in base:
+            problems.add("seed", f"cannot be set here: {_OWN_KEYS['seed']}", got=base.pop("seed"))
+        baseline, seeds, arms = section.baseline, section.seeds, _read_arms(section.arms, problems)
+        if usable(seeds):
+            _check_seeds(seeds, problems)
+        if usable(section.arms):
+            if len(section.arms) < 2:
+                problems.add("study.arms", "a study compares arms", got=list(section.arms), allowed="two arms or more")
+            if usable(baseline) and baseline not in section.arms:
+                problems.add(
+                    "study.baseline", f"is none of the arms. {did_you_mean(baseline, section.arms)}", got=baseline
+                )
+        study = cls(head.name, head.output_dir, baseline, seeds, arms, base)
+        study._check_runs(problems)
+        return study
+
+    def _check_runs(self, problems: Problems) -> None:
+        """Check each arm once; what is wrong with all of them is wrong with the base."""
+        found: dict[str, list[Problem]] = {}
+        for arm in self.arms or {"": {}}:
+            own = Problems()
+            RunConfig.read(self._run_keys(arm, 0), own)
+            found[arm] = [problem for problem in own.found if problem.path not in ("name", "output_dir")]
+        for arm, arm_problems in found.items():
+            for problem in arm_problems:
+                shared = all(problem in others for others in found.values())
+                written_in_arm = _has(self.arms.get(arm, {}), problem.path)
+                path = problem.path if shared and not written_in_arm else f"study.arms.{arm}.{problem.path}"
+                problem = Problem(path, problem.text)
+                if problem not in problems.found:
+                    problems.found.append(problem)
+
+    def _run_keys(self, arm: str, seed: int) -> dict[str, Any]:
+        keys = merge(self.base, self.arms.get(arm, {}))
+        folder = PurePath(self.output_dir if usable(self.output_dir) else "") / arm / f"seed{seed}"
+        return {**keys, "name": arm or "arm", "seed": seed, "output_dir": str(folder)}
+
+    def run(self, arm: str, seed: int) -> RunConfig:
+        """The run of one arm with one seed."""
+        return RunConfig.from_dict(self._run_keys(arm, seed))
+
+    def runs(self) -> Iterator[RunConfig]:
+        """All runs, seed by seed, so that a study that was stopped has whole comparisons first."""
+        for seed in self.seeds:
+            for arm in self.arms:
+                yield self.run(arm, seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys that `from_dict` reads."""
+        section = {"baseline": self.baseline, "seeds": list(self.seeds), "arms": self.arms}
+        head = {"name": self.name, "output_dir": self.output_dir}
+        return copy.deepcopy({**head, **self.base, SECTION: section})
+
+    def to_yaml(self) -> str:
+        """A YAML file that loads back to an equal study; each run's own file has the defaults as well."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the baseline and the fingerprints of all runs."""
+        return fingerprint([self.baseline, *(run.fingerprint() for run in self.runs())])
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes`` on top, section by section; lists and single values are replaced.
+
+    Example:
+        >>> merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
+        {'a': {'b': 1, 'c': 3}}
+    """
+    result = copy.deepcopy(dict(base))
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
+            result[key] = merge(result[key], value)
+        else:
+            result[key] = copy.deepcopy(value)
+    return result
+
+
+def _read_arms(arms: Any, problems: Problems) -> dict[str, dict[str, Any]]:
+    result: dict[str, dict[str, Any]] = {}
+    for name, changes in arms.items() if usable(arms) else ():
+        path = f"study.arms.{name}"
+        check_name(name, path, problems)
+        if changes is None:
+            changes = {}
+        if not isinstance(changes, Mapping):
+            problems.add(path, "must be a section of keys", got=changes)
+            continue
+        for key in set(_OWN_KEYS) & set(changes):
+            problems.add(f"{path}.{key}", f"cannot be set here: {_OWN_KEYS[key]}", got=changes[key])
+        result[name] = dict(changes)
+    return result
+
+
+def _check_seeds(seeds: tuple[int, ...], problems: Problems) -> None:
+    if not seeds:
+        problems.add("study.seeds", "is empty", allowed="one seed or more, as in [1, 2, 3]")
+    for seed in sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+        problems.add("study.seeds", "names a seed twice", got=seed)
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            problems.add("study.seeds", "is out of range", got=seed, allowed="whole numbers from 0 to 2**32 - 1")
+
+
+def _has(keys: Any, path: str) -> bool:
+    for key in path.split("."):
+        if not isinstance(keys, Mapping) or key not in keys:
+            return False
+        keys = keys[key]
+    return True

@@ -1,0 +1,238 @@
+"""Where examples come from: bundled data, a local file, a saved data set, the Hub. Columns as they are there."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, DatasetDict, Features, load_dataset, load_from_disk
+
+from hf_early_ood.bundled import BUNDLED_PREFIX, load_bundled
+from hf_early_ood.errors import ConfigurationError, DataError, did_you_mean
+
+FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+
+
+@dataclass(frozen=True)
+class SplitSpec:
+    """Where one split comes from.
+
+    Attributes:
+        source: ``bundled:vader-icwsm2014``; a .jsonl, .json, .csv, .tsv or .parquet file; a folder written by
+            ``save_to_disk``; or the id of a data set on the Hub.
+        split: Split inside the source, e.g. ``tweets/train`` (bundled) or ``validation`` (Hub). Not for files.
+        name: Configuration of a Hub data set, e.g. ``mnli`` of ``glue``.
+        revision: Revision of a Hub data set: pin it, so that the numbers can be had again.
+        max_examples: Largest number of examples; more are sampled down with the seed of the run.
+
+    Example:
+        >>> SplitSpec("bundled:vader-icwsm2014", split="movie", max_examples=100).max_examples
+        100
+    """
+
+    source: str
+    split: str | None = None
+    name: str | None = None
+    revision: str | None = None
+    max_examples: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise ConfigurationError("A split has no source.", fix="Set source to a file, a folder or a data set.")
+        if self.max_examples is not None and self.max_examples < 1:
+            raise ConfigurationError(
+                "max_examples is too small.", got=self.max_examples, allowed="1 or more, or nothing for all examples"
+            )
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.source, self.name, self.split) if part)
+
+    @property
+    def is_bundled(self) -> bool:
+        """Whether the source comes with the package."""
+        return self.source.startswith(BUNDLED_PREFIX)
+
+
+def read_source(spec: SplitSpec, columns: Sequence[str]) -> Dataset:
+    """Read some columns of a split, in the order of the source.
+
+    Files are read whole and without guesses: every CSV or TSV field is a string ("NA" and "null" are words like any
+    other), CSV fields may be quoted, TSV fields may not. Parquet and JSON keep their types.
+
+    Args:
+        spec: What to read.
+        columns: Columns that must be there.
+
+    Returns:
+        Data set with exactly these columns.
+
+    Raises:
+        DataError: If the source, the split or a column is not there, or a file cannot be parsed.
+
+    Example:
+        >>> read_source(SplitSpec("bundled:vader-icwsm2014", split="nyt"), ["text", "label"]).num_rows
+        1535
+    """
+    path = Path(spec.source).expanduser()
+    if spec.is_bundled:
+        _refuse(spec, "bundled data", "name", "revision")
+        data = load_bundled(spec.source)
+        dataset = _only_split(spec, data)
+    elif path.suffix.lower() in FILE_SUFFIXES and not path.is_dir():
+        _refuse(spec, "a file", "split", "name", "revision")
+        if not path.is_file():
+            raise DataError("The file is not there.", got=spec.source, fix="Check the path.")
+        return _read_file(path, columns)
+    elif path.is_dir():
+        _refuse(spec, "a local folder", "name", "revision")
+        dataset = _read_folder(spec, path)
+    elif spec.source.startswith((".", "/", "~")):
+        raise DataError(
+            "There is no such file or folder.",
+            got=spec.source,
+            allowed=f"files {', '.join(FILE_SUFFIXES)}, folders of save_to_disk",
+            fix="Check the path.",
+        )
+    else:
+        dataset = _read_hub(spec)
+    _check_columns(dataset.column_names, columns)
+    return dataset.select_columns(list(columns))
+
+
+def _refuse(spec: SplitSpec, kind: str, *fields: str) -> None:
+    given = {field: getattr(spec, field) for field in fields if getattr(spec, field) is not None}
+    if given:
+        raise DataError(f"{kind[0].upper()}{kind[1:]} has no {' or '.join(given)}.", got=given, fix="Leave it out.")
+
+
+def _check_columns(present: Sequence[str], wanted: Sequence[str]) -> None:
+    missing = [column for column in wanted if column not in present]
+    if missing:
+        hints = " ".join(did_you_mean(column, present) for column in missing) if present else None
+        raise DataError(
+            "A column is not there.", got=", ".join(missing), allowed=", ".join(present) or "no columns", fix=hints
+        )
+
+
+def _only_split(spec: SplitSpec, data: Mapping[str, Dataset]) -> Dataset:
+    """The split that ``spec`` names, or the only one there is."""
+    known = list(data)
+    if spec.split is None and len(known) == 1:
+        return data[known[0]]
+    if spec.split is None or spec.split not in data:
+        raise DataError(
+            f"The split is not there in {spec.source}.",
+            got=spec.split or "no split named",
+            allowed=", ".join(known),
+            fix=did_you_mean(spec.split, known) if spec.split else "Name a split.",
+        )
+    return data[spec.split]
+
+
+def _read_folder(spec: SplitSpec, path: Path) -> Dataset:
+    if not (path / "dataset_dict.json").is_file() and not (path / "dataset_info.json").is_file():
+        raise DataError(
+            "The folder was not written by save_to_disk.",
+            got=spec.source,
+            allowed=f"folders of save_to_disk, files {', '.join(FILE_SUFFIXES)}",
+            fix="Name one file of the folder, or save the data set with save_to_disk.",
+        )
+    loaded = load_from_disk(str(path))
+    if isinstance(loaded, DatasetDict):
+        return _only_split(spec, loaded)
+    _refuse(spec, "a single saved data set", "split")
+    return loaded
+
+
+def _read_hub(spec: SplitSpec) -> Dataset:
+    try:
+        loaded = load_dataset(spec.source, spec.name, split=spec.split, revision=spec.revision)
+    except (OSError, ValueError) as error:  # not found, no such configuration or split, offline: all are one of these
+        raise DataError(
+            "The data set could not be loaded: it is no local file or folder, and the Hub said: "
+            f"{type(error).__name__}: {error}",
+            got=spec,
+            fix="Check source, name, split and revision; without a network use a file or a folder of save_to_disk.",
+        ) from error
+    return loaded if isinstance(loaded, Dataset) else _only_split(spec, loaded)
+
+
+def _read_file(path: Path, columns: Sequence[str]) -> Dataset:
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            return _read_parquet(path, columns)
+        if suffix in (".csv", ".tsv"):
+            rows = _read_delimited(path, "\t" if suffix == ".tsv" else ",")
+        else:
+            rows = _read_json(path)
+        _check_columns(list(dict.fromkeys(key for row in rows for key in row)), columns)
+        return Dataset.from_dict({column: [row.get(column) for row in rows] for column in columns})
+    except UnicodeDecodeError as error:
+        raise DataError("The file is not UTF-8.", got=f"{path}: {error}", fix="Save it as UTF-8.") from error
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError("The file cannot be read as a table.", got=f"{path}: {error}") from error
+
+
+def _read_parquet(path: Path, columns: Sequence[str]) -> Dataset:
+    _check_columns(pq.read_schema(path).names, columns)
+    table = pq.read_table(path, columns=list(columns))
+    # Files written by `datasets` carry their features (label names) in the schema.
+    features = Features.from_arrow_schema(table.schema)
+    return Dataset.from_dict(table.to_pydict(), features=Features({column: features[column] for column in columns}))
+
+
+def _read_delimited(path: Path, delimiter: str) -> list[dict[str, Any]]:
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
+        try:
+            header = next(reader, [])
+            if len(set(header)) != len(header):
+                raise DataError("The header names a column twice.", got=f"{path}: {header}")
+            rows = []
+            for fields in reader:
+                if not fields:  # a blank line
+                    continue
+                if len(fields) != len(header):
+                    raise DataError(
+                        f"Line {reader.line_num} has not as many fields as the header.",
+                        got=f"{path}: {len(fields)} fields",
+                        allowed=len(header),
+                    )
+                rows.append(dict(zip(header, fields, strict=True)))
+        except csv.Error as error:
+            raise DataError(f"Line {reader.line_num} cannot be parsed: {error}.", got=path) from error
+    return rows or _no_rows(header)
+
+
+def _no_rows(header: Sequence[str]) -> list[dict[str, Any]]:
+    raise DataError("The file has no rows.", got=f"header {', '.join(header) or 'missing'}")
+
+
+def _read_json(path: Path) -> list[dict[str, Any]]:
+    """Rows of JSON lines, or of one list of objects."""
+    content = path.read_text(encoding="utf-8-sig")
+    if path.suffix.lower() == ".json" and content.lstrip().startswith("["):
+        rows = _parse_json(content, f"{path}")
+    else:
+        # Split on LF only: JSON strings may hold the other characters that splitlines() breaks at.
+        lines = enumerate(content.split("\n"), start=1)
+        rows = [_parse_json(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+    wrong = next((number for number, row in enumerate(rows, start=1) if not isinstance(row, dict)), None)
+    if wrong is not None:
+        raise DataError(f"Row {wrong} is not an object.", got=path, allowed='{"text": ..., "label": ...}')
+    return rows or _no_rows([])
+
+
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where} is not JSON: {error}.") from error
