@@ -1,0 +1,58 @@
+"""Gradual unfreezing timed by the Fisher trace, for the Hugging Face Trainer, judged out of distribution.
+
+The names below are loaded when they are first used, so that importing the package, and ``hf-early-ood --help``,
+take no time.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
+    from hf_early_ood.layers import LayerGroup, LayerGroups, check_layer_groups, find_layer_groups
+    from hf_early_ood.probes.fisher import FisherTrace, fisher_trace
+    from hf_early_ood.schedules import UnfreezingSchedule
+    from hf_early_ood.stabilization import StabilizationDetector
+    from hf_early_ood.trainer import EarlyOODArguments, EarlyOODTrainer
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "EarlyOODArguments": "trainer",
+    "EarlyOODTrainer": "trainer",
+    "FisherTrace": "probes.fisher",
+    "GradualUnfreezingCallback": "callbacks.unfreezing",
+    "LayerGroup": "layers",
+    "LayerGroups": "layers",
+    "StabilizationDetector": "stabilization",
+    "UnfreezingSchedule": "schedules",
+    "check_layer_groups": "layers",
+    "find_layer_groups": "layers",
+    "fisher_trace": "probes.fisher",
+}
+
+__all__ = [
+    "EarlyOODArguments",
+    "EarlyOODTrainer",
+    "FisherTrace",
+    "GradualUnfreezingCallback",
+    "LayerGroup",
+    "LayerGroups",
+    "StabilizationDetector",
+    "UnfreezingSchedule",
+    "check_layer_groups",
+    "find_layer_groups",
+    "fisher_trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

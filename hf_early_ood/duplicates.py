@@ -24,7 +24,7 @@ class _PunctuationTable(dict[int, str]):
 
     def __missing__(self, codepoint: int) -> str:
         character = chr(codepoint)
-        if character in "'’":
+        if character in "'\u2019":
             self[codepoint] = ""
         else:
             self[codepoint] = character if unicodedata.category(character)[0] in "LMN" else " "

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from .errors import ConfigurationError, did_you_mean
+from hf_early_ood.errors import ConfigurationError, did_you_mean
 
 
 @contextmanager

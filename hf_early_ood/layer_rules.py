@@ -18,17 +18,20 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
-from .errors import ConfigurationError, UnsupportedModelError, did_you_mean
+from hf_early_ood.errors import ConfigurationError, UnsupportedModelError, did_you_mean
 
 EMBEDDINGS = "embeddings"
 HEAD = "head"
-FIRST_BLOCK = "first block"  # only in EXCEPTIONS: the lowest block, whatever its name is
+# Only in EXCEPTIONS: the lowest block, and what is above the last block of the parameter's own stack.
+FIRST_BLOCK, TOP = "first block", "top"
 
 # What is registered, or called, unlike what it does. Pattern on the name inside the base model -> group.
 EXCEPTIONS: dict[str, tuple[tuple[str, str], ...]] = {
     # Normalizes the relative position embeddings that every layer reads; added to the output of layer 0.
     "deberta-v2": ((r"\bencoder\.LayerNorm\.", EMBEDDINGS), (r"\bencoder\.conv\.", FIRST_BLOCK)),
-    "esm": ((r"emb_layer_norm_after", HEAD),),
+    # Final norms, for all that they are called.
+    "bigbird_pegasus": ((r"\blayernorm_embedding\.", TOP),),
+    "esm": ((r"\bemb_layer_norm_after\.", TOP),),
 }
 # Read at the bottom, or by every layer, wherever they are registered (mpnet: after the layers).
 _BOTTOM = re.compile(r"emb|\bwte\b|\bwpe\b|\brel_|relative|position|\bshared\b", re.IGNORECASE)
@@ -70,7 +73,9 @@ def assign(model: nn.Module, blocks: Sequence[str] | None) -> Assignment:
     wrapped_path, wrapped = _pretrained(model)
     stacks = find_stacks(model) if blocks is None else _given_stacks(model, wrapped_path, blocks)
     stack_names = _stack_names(stacks)
-    block_names = [[f"{name}block.{i}" for i in range(len(s.blocks))] for name, s in zip(stack_names, stacks, strict=True)]
+    block_names = [
+        [f"{name}block.{i}" for i in range(len(s.blocks))] for name, s in zip(stack_names, stacks, strict=True)
+    ]
     group_of_module = {
         path: name
         for stack, names in zip(stacks, block_names, strict=True)
@@ -89,21 +94,23 @@ def assign(model: nn.Module, blocks: Sequence[str] | None) -> Assignment:
             # PEFT keeps soft prompts beside the model: they enter at the bottom.
             return EMBEDDINGS if "prompt_encoder" in name.split(".") else HEAD
         inner = name.removeprefix(base_path + ".") if base_path else name
-        for pattern, group in EXCEPTIONS.get(model_type, ()):
-            if re.search(pattern, inner):
-                return block_names[0][0] if group == FIRST_BLOCK else group
-        if _BOTTOM.search(inner):
+        rules = EXCEPTIONS.get(model_type, ())
+        place = next((group for pattern, group in rules if re.search(pattern, inner)), None)
+        if place == FIRST_BLOCK:
+            return block_names[0][0]
+        if place == EMBEDDINGS or (place is None and _BOTTOM.search(inner)):
             return EMBEDDINGS
         shared = [_shared_components(name, stack.path) for stack in stacks]
         own = [i for i, depth in enumerate(shared) if depth == max(shared)]
-        if _TOP.search(inner):
+        if place == TOP or _TOP.search(inner):
             return tops[own[-1]]
         below = [i for i in own if started[i] < position]
         return tops[below[-1]] if below else EMBEDDINGS
 
     group_of = {name: in_block[name] or leftover(position, name) for position, name in enumerate(names)}
     order = (EMBEDDINGS, *(name for names_of in block_names for name in names_of), HEAD)
-    return Assignment(order, group_of, tuple(_notes_on_depth(wrapped, order[1:-1])))
+    notes = (_note_on_single_block(wrapped),) if len(order) == 3 else ()
+    return Assignment(order, group_of, notes)
 
 
 def find_stacks(model: nn.Module) -> list[Stack]:
@@ -120,7 +127,7 @@ def find_stacks(model: nn.Module) -> list[Stack]:
     for path, module in model.named_modules():
         is_list = isinstance(module, nn.ModuleList) and _num_parameters(module) > 0
         # Tables of several features side by side are not layers.
-        is_table = is_list and all(isinstance(member, nn.Embedding) for member in module)  # type: ignore[union-attr]
+        is_table = is_list and all(isinstance(member, nn.Embedding) for member in module)
         if is_list and not is_table and not any(_is_under(path, outer) for outer in paths):
             paths.append(path)
     stacks = _zipped([_stack(model, path) for path in paths])
@@ -131,16 +138,12 @@ def find_stacks(model: nn.Module) -> list[Stack]:
             allowed="a model whose layers are in an nn.ModuleList or nn.Sequential",
             fix=f'Name it: find_layer_groups(model, blocks="{_likely_blocks(model)}").',
         )
-    sizes = [
-        sum(_num_parameters(model.get_submodule(p)) for paths in s.blocks for p in paths) for s in stacks
-    ]
+    sizes = [sum(_num_parameters(model.get_submodule(p)) for paths in s.blocks for p in paths) for s in stacks]
     means = [size / len(stack.blocks) for size, stack in zip(sizes, stacks, strict=True)]
     long = any(len(stack.blocks) > 1 for stack in stacks)
     candidates = [i for i, stack in enumerate(stacks) if len(stack.blocks) > 1 or not long]
     biggest, widest = max(sizes[i] for i in candidates), max(means[i] for i in candidates)
-    return [
-        stacks[i] for i in candidates if sizes[i] >= _MIN_SHARE * biggest or means[i] >= _MIN_SHARE * widest
-    ]
+    return [stacks[i] for i in candidates if sizes[i] >= _MIN_SHARE * biggest or means[i] >= _MIN_SHARE * widest]
 
 
 def _given_stacks(model: nn.Module, wrapped_path: str, blocks: Sequence[str]) -> list[Stack]:
@@ -148,15 +151,16 @@ def _given_stacks(model: nn.Module, wrapped_path: str, blocks: Sequence[str]) ->
     modules = dict(model.named_modules())
     paths = [path if path in modules else _join(wrapped_path, path) for path in blocks]
     lists = [p for p, m in modules.items() if p and isinstance(m, nn.ModuleList | nn.Sequential) and len(m)]
+    outer = [p for p in lists if not any(p != other and _is_under(p, other) for other in lists)]
     if not paths:
-        raise ConfigurationError("blocks= is empty.", got=list(blocks), fix=did_you_mean("", lists))
+        raise ConfigurationError("blocks= is empty.", got=list(blocks), fix="Name a list, or leave blocks= out.")
     for given, path in zip(blocks, paths, strict=True):
         if path not in lists or _num_parameters(modules[path]) == 0:
             raise ConfigurationError(
                 "blocks= must name the list that holds the blocks.",
                 got=repr(given),
                 allowed="the dotted path of an nn.ModuleList or nn.Sequential that holds parameters",
-                fix=did_you_mean(given, lists) if lists else "Put the layers in an nn.ModuleList.",
+                fix=did_you_mean(given, outer) if outer else "Put the layers in an nn.ModuleList.",
             )
     for i, path in enumerate(paths):
         if any(_is_under(path, other) for j, other in enumerate(paths) if i != j):
@@ -219,10 +223,9 @@ def _base_path(wrapped_path: str, wrapped: nn.Module, stacks: Sequence[Stack]) -
     """Path of the base model: what is not under it is the head."""
     prefix = getattr(wrapped, "base_model_prefix", "")
     has_base = bool(prefix) and isinstance(getattr(wrapped, prefix, None), nn.Module)
-    for path in [_join(wrapped_path, prefix)] * has_base + [wrapped_path]:
-        if all(_is_under(stack.path, path) for stack in stacks):
-            return path
-    return ""
+    candidates = [_join(wrapped_path, prefix), wrapped_path] if has_base else [wrapped_path]
+    holds_all = (path for path in candidates if all(_is_under(stack.path, path) for stack in stacks))
+    return next(holds_all, "")
 
 
 def _first_positions(names: Sequence[str], stacks: Sequence[Stack]) -> list[int]:
@@ -233,15 +236,14 @@ def _first_positions(names: Sequence[str], stacks: Sequence[Stack]) -> list[int]
     ]
 
 
-def _notes_on_depth(model: nn.Module, block_names: Sequence[str]) -> list[str]:
-    if len(block_names) > 1:
-        return []
-    layers = getattr(getattr(model, "config", None), "num_hidden_layers", 1)
-    why = f": its {layers} layers share their weights" if layers > 1 else ""
-    return [
+def _note_on_single_block(model: nn.Module) -> str:
+    config = getattr(model, "config", None)
+    is_shared = getattr(config, "num_hidden_groups", None) == 1  # albert
+    why = f": all of its {config.num_hidden_layers} layers share it" if config is not None and is_shared else ""
+    return (
         f"{type(model).__name__} has only one block{why}. Layer-wise unfreezing has just one step between the "
         "head and the embeddings here."
-    ]
+    )
 
 
 def _likely_blocks(model: nn.Module) -> str:

@@ -1,191 +1,27 @@
 """Layer groups: the parameters of any Hugging Face model, in order from the bottom to the top.
 
 A group is what a schedule releases and what a measurement is reported for: the embeddings, one block, the head.
-The rules are in `layer_rules`; the proof that they hold for a model is `layer_check.check_layer_groups`.
+`find_layer_groups` makes them by the rules in `layer_rules`; `check_layer_groups` proves them for one model.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import overload
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from .errors import ConfigurationError, UnsupportedModelError, did_you_mean
-from .layer_rules import EMBEDDINGS, HEAD, assign
+from hf_early_ood.errors import ConfigurationError, UnsupportedModelError, did_you_mean
+from hf_early_ood.freezing import requires_grad_set
+from hf_early_ood.layer_check import check_stage, observed_modules, quiet
+from hf_early_ood.layer_groups import LayerGroup, LayerGroups, filled
+from hf_early_ood.layer_rules import HEAD, assign
 
-
-@dataclass(frozen=True, eq=False)
-class LayerGroup:
-    """Parameters that are frozen and released together.
-
-    Attributes:
-        name: ``embeddings``, ``block.0``, ``encoder.block.0``, ``head``, ...
-        parameters: Name, as in ``model.named_parameters()``, to parameter. The model's own, not copies.
-    """
-
-    name: str
-    parameters: Mapping[str, nn.Parameter]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of scalar parameters."""
-        return sum(parameter.numel() for parameter in self.parameters.values())
-
-    def __repr__(self) -> str:
-        return f"LayerGroup({self.name!r}, {len(self.parameters)} tensors, {self.num_parameters:,} parameters)"
-
-
-class LayerGroups(Sequence[LayerGroup]):
-    """Ordered, named, disjoint groups of parameters, from the bottom of the model to its top; immutable.
-
-    Args:
-        groups: The groups, bottom first. No name and no parameter may occur twice.
-        aliases: Further names of shared parameters, to the name in ``groups``.
-        tied_above: Those of the aliases that are used in a higher group than the one that holds them.
-        notes: See `notes`.
-
-    Raises:
-        ConfigurationError: Two groups have one name, or one parameter.
-
-    Example:
-        >>> layer = nn.Linear(2, 3)
-        >>> groups = LayerGroups([LayerGroup("head", dict(layer.named_parameters()))])
-        >>> groups.names, groups["head"].num_parameters, groups.group_of("bias")
-        (('head',), 9, 'head')
-    """
-
-    def __init__(
-        self,
-        groups: Iterable[LayerGroup],
-        *,
-        aliases: Mapping[str, str] | None = None,
-        tied_above: Iterable[str] = (),
-        notes: Iterable[str] = (),
-    ) -> None:
-        self._groups = tuple(groups)
-        self._by_name = {group.name: group for group in self._groups}
-        self._group_of = {name: group.name for group in self._groups for name in group.parameters}
-        parameters = [p for group in self._groups for p in group.parameters.values()]
-        if len(self._by_name) < len(self._groups) or len({id(p) for p in parameters}) < len(parameters):
-            raise ConfigurationError(
-                "Layer groups must not share a name or a parameter.",
-                got=", ".join(group.name for group in self._groups),
-                fix="Give each group its own name, and put each parameter in one group.",
-            )
-        self._aliases = dict(aliases or {})
-        self._tied_above = frozenset(tied_above)
-        self._notes = tuple(notes)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the groups, bottom first."""
-        return tuple(self._by_name)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Sentences on what a user should know about this model: tied weights, shared layers, ..."""
-        return self._notes
-
-    @property
-    def tied_above(self) -> frozenset[str]:
-        """Names under which a higher group uses a parameter that a lower group holds."""
-        return self._tied_above
-
-    @overload
-    def __getitem__(self, key: int | str) -> LayerGroup: ...
-    @overload
-    def __getitem__(self, key: slice) -> tuple[LayerGroup, ...]: ...
-    def __getitem__(self, key: int | str | slice) -> LayerGroup | tuple[LayerGroup, ...]:
-        if not isinstance(key, str):
-            return self._groups[key]
-        if key not in self._by_name:
-            raise ConfigurationError("Unknown layer group.", got=repr(key), fix=did_you_mean(key, self.names))
-        return self._by_name[key]
-
-    def __len__(self) -> int:
-        return len(self._groups)
-
-    def __iter__(self) -> Iterator[LayerGroup]:
-        return iter(self._groups)
-
-    def __contains__(self, item: object) -> bool:
-        return item in self._by_name if isinstance(item, str) else item in self._groups
-
-    def __repr__(self) -> str:
-        return f"LayerGroups({', '.join(self.names)})"
-
-    def group_of(self, parameter_name: str) -> str:
-        """Name of the group that holds a parameter, by any of its names.
-
-        Raises:
-            ConfigurationError: No group holds a parameter of that name.
-        """
-        name = self._aliases.get(parameter_name, parameter_name)
-        if name not in self._group_of:
-            raise ConfigurationError(
-                "No layer group holds this parameter.",
-                got=repr(parameter_name),
-                fix=did_you_mean(parameter_name, self._group_of) if self._group_of else None,
-            )
-        return self._group_of[name]
-
-    def trainable(self) -> LayerGroups:
-        """The same groups with only the parameters that require a gradient now; empty groups are dropped.
-
-        Raises:
-            ConfigurationError: Nothing requires a gradient.
-        """
-        kept = [
-            LayerGroup(group.name, {n: p for n, p in group.parameters.items() if p.requires_grad}) for group in self
-        ]
-        return self._restricted(kept)
-
-    def table(self) -> str:
-        """Aligned text table: group, number of tensors and of parameters, share of all, a module path.
-
-        Example:
-            >>> model = nn.Linear(2, 3)
-            >>> print(LayerGroups([LayerGroup("head", {f"out.{n}": p for n, p in model.named_parameters()})]).table())
-            group  tensors  parameters   share  module
-            head         2           9  100.0%  out
-            total        2           9  100.0%
-        """
-        total = sum(group.num_parameters for group in self)
-        rows = [("group", "tensors", "parameters", "share", "module")]
-        for name, members, path in [(g.name, [g], _module_path(g)) for g in self] + [("total", list(self), "")]:
-            tensors, scalars = sum(len(g.parameters) for g in members), sum(g.num_parameters for g in members)
-            rows.append((name, f"{tensors:,}", f"{scalars:,}", f"{scalars / max(total, 1):.1%}", path))
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        return "\n".join(
-            "  ".join(
-                [row[0].ljust(widths[0]), *(row[c].rjust(widths[c]) for c in (1, 2, 3)), row[4]]
-            ).rstrip()
-            for row in rows
-        )
-
-    def _restricted(self, kept: Sequence[LayerGroup]) -> LayerGroups:
-        filled = [group for group in kept if group.parameters]
-        if not filled:
-            raise ConfigurationError(
-                "The model has no trainable parameter.",
-                got="requires_grad is False everywhere",
-                fix="Set requires_grad=True on what should be trained. With PEFT: load the adapter with "
-                "is_trainable=True, and choose targets that exist in the model.",
-            )
-        held = {name for group in filled for name in group.parameters}
-        aliases = {alias: name for alias, name in self._aliases.items() if name in held}
-        return LayerGroups(
-            filled, aliases=aliases, tied_above=self._tied_above & set(aliases) | self._tied_above & held,
-            notes=self._notes,
-        )
+__all__ = ["LayerGroup", "LayerGroups", "check_layer_groups", "find_layer_groups"]
 
 
 def find_layer_groups(
@@ -251,10 +87,97 @@ def find_layer_groups(
         members[group][names[0]] = parameter
         aliases.update(dict.fromkeys(names[1:], names[0]))
         tied_above.update(name for name in names if rank[group_of[name]] > rank[group])
-    notes = [*plan.notes, *_notes_on_ties(tied_above, aliases, group_of, members)]
-    return LayerGroups(
-        [LayerGroup(name, parameters) for name, parameters in members.items()],
-        aliases=aliases,
-        tied_above=tied_above,
-        notes=notes,
-    )._restricted(...)
+    groups = filled([LayerGroup(name, parameters) for name, parameters in members.items()])
+    notes = [*plan.notes, *_notes_on_ties(names_of.values(), group_of, members)]
+    if only_trainable:
+        count = sum(len(group.parameters) for group in groups)
+        notes.append(f"PEFT model: the groups hold the {count} tensors that are trainable; the rest stays frozen.")
+    if HEAD not in {group.name for group in groups}:
+        notes.append(f"There is no {HEAD!r} group: the top group is {groups[-1].name!r}.")
+    return LayerGroups(groups, aliases=aliases, tied_above=tied_above, notes=notes)
+
+
+def _overridden(group_of: Mapping[str, str], order: Sequence[str], overrides: Mapping[str, str]) -> dict[str, str]:
+    """Parameter name to group, for the names that the user's patterns decide."""
+    patterns = {}
+    for text, group in overrides.items():
+        if group not in order:
+            raise ConfigurationError(
+                "overrides= names an unknown layer group.", got=f"{text!r}: {group!r}", fix=did_you_mean(group, order)
+            )
+        try:
+            patterns[text] = re.compile(text)
+        except re.error as error:
+            raise ConfigurationError(
+                "overrides= has a pattern that is not a regular expression.",
+                got=f"{text!r} ({error})",
+                fix="Escape special characters, as in r'encoder\\.rel_embeddings'.",
+            ) from error
+    deciding = {name: next((t for t, p in patterns.items() if p.search(name)), None) for name in group_of}
+    idle = [text for text in patterns if text not in deciding.values()]
+    if idle:
+        raise ConfigurationError(
+            "A pattern in overrides= matches no parameter that an earlier one did not take.",
+            got=repr(idle[0]),
+            allowed="a regular expression that is found in a name of model.named_parameters()",
+            fix="Correct the pattern or leave it out.",
+        )
+    return {name: overrides[text] for name, text in deciding.items() if text is not None}
+
+
+def _has_peft(model: nn.Module) -> bool:
+    """Whether adapters are in the model: as a PeftModel (wrapped or not), or by ``model.add_adapter``."""
+    return any(isinstance(module, PeftModel | BaseTunerLayer) for module in model.modules())
+
+
+def _notes_on_ties(
+    all_names: Iterable[Sequence[str]], group_of: Mapping[str, str], members: Mapping[str, Mapping[str, object]]
+) -> list[str]:
+    """One sentence for each pair of groups that share parameters."""
+    held = {name: group for group, parameters in members.items() for name in parameters}
+    shared: dict[tuple[str, str], list[str]] = {}
+    for names in all_names:
+        holder = held.get(names[0])
+        for name in names:
+            if holder is not None and group_of[name] != holder:
+                kept = next((other for other in names if group_of[other] == holder), names[0])
+                shared.setdefault((holder, group_of[name]), []).append(f"{name} = {kept}")
+    return [
+        f"{len(pairs)} shared tensor(s) of {user!r} are held by {holder!r} and are trained only with it: "
+        f"{', '.join(pairs[:3])}{', ...' if len(pairs) > 3 else ''}."
+        for (holder, user), pairs in shared.items()
+    ]
+
+
+def check_layer_groups(model: nn.Module, inputs: Mapping[str, Any], groups: LayerGroups | None = None) -> None:
+    """Prove on one batch that each stage of top-down unfreezing trains what it says and nothing below it.
+
+    For every group g, only g and the groups above it are made trainable, and one forward pass is run in eval
+    mode. Then the outputs must depend on a trainable parameter, and no module of a frozen group below g may have
+    an output that does: it would cost a backward pass through layers that are frozen, as it happens when a
+    position table that all layers read is taken for a part of the head. Costs one forward pass for each group;
+    a batch of one or two examples is enough. Flags, modes and random numbers are put back.
+
+    Args:
+        model: The model, not wrapped in DDP.
+        inputs: Keyword arguments of its ``forward``.
+        groups: Layer groups of this model; found with `find_layer_groups` by default.
+
+    Raises:
+        UnsupportedModelError: The groups are not right for this model, or the pass cannot show it. Names the
+            modules and what to write instead.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
+        ...                     intermediate_size=8, max_position_embeddings=8)
+        >>> check_layer_groups(BertForSequenceClassification(config), {"input_ids": torch.tensor([[1, 2, 3]])})
+    """
+    groups = find_layer_groups(model) if groups is None else groups
+    parameters = {name: p for group in groups for name, p in group.parameters.items()}
+    observed = observed_modules(model, groups)
+    with quiet(model), torch.enable_grad():
+        for lowest in reversed(range(len(groups))):
+            trainable = [name for group in groups[lowest:] for name in group.parameters]
+            with requires_grad_set(parameters, trainable):
+                check_stage(model, inputs, groups, observed, lowest)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from .errors import ConfigurationError, did_you_mean
+from hf_early_ood.errors import ConfigurationError, did_you_mean
 
 AUTO = "auto"
 ORDERS = ("top_down", "bottom_up")
@@ -277,6 +277,21 @@ class UnfreezingSchedule:
 
     def __repr__(self) -> str:
         return f"UnfreezingSchedule({list(self.groups)}, interval={self.interval!r}, stages={self.stages})"
+
+
+def parse_number(text: str) -> int | float | str:
+    """What a command line means by ``20``, ``0.1`` or ``auto``.
+
+    Example:
+        >>> parse_number("20"), parse_number("0.1"), parse_number("auto")
+        (20, 0.1, 'auto')
+    """
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _checked_interval(interval: Any) -> Interval:

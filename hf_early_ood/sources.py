@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, Features, load_dataset, load_from_disk
+from datasets.exceptions import DatasetsError
 
 from hf_early_ood.bundled import BUNDLED_PREFIX, load_bundled
 from hf_early_ood.errors import ConfigurationError, DataError, did_you_mean
@@ -102,7 +103,7 @@ def read_source(spec: SplitSpec, columns: Sequence[str]) -> Dataset:
     else:
         dataset = _read_hub(spec)
     _check_columns(dataset.column_names, columns)
-    return dataset.select_columns(list(columns))
+    return dataset.select_columns(list(columns)).with_format(None)  # a saved format would turn labels into tensors
 
 
 def _refuse(spec: SplitSpec, kind: str, *fields: str) -> None:
@@ -153,7 +154,7 @@ def _read_folder(spec: SplitSpec, path: Path) -> Dataset:
 def _read_hub(spec: SplitSpec) -> Dataset:
     try:
         loaded = load_dataset(spec.source, spec.name, split=spec.split, revision=spec.revision)
-    except (OSError, ValueError) as error:  # not found, no such configuration or split, offline: all are one of these
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # not found, no such split, offline, a script
         raise DataError(
             "The data set could not be loaded: it is no local file or folder, and the Hub said: "
             f"{type(error).__name__}: {error}",
@@ -169,9 +170,11 @@ def _read_file(path: Path, columns: Sequence[str]) -> Dataset:
         if suffix == ".parquet":
             return _read_parquet(path, columns)
         if suffix in (".csv", ".tsv"):
-            rows = _read_delimited(path, "\t" if suffix == ".tsv" else ",")
+            rows = _read_delimited(path, _UnquotedTabs if suffix == ".tsv" else csv.excel)
         else:
             rows = _read_json(path)
+        if not rows:
+            raise DataError("The file has no examples.", got=path)
         _check_columns(list(dict.fromkeys(key for row in rows for key in row)), columns)
         return Dataset.from_dict({column: [row.get(column) for row in rows] for column in columns})
     except UnicodeDecodeError as error:
@@ -188,10 +191,15 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> Dataset:
     return Dataset.from_dict(table.to_pydict(), features=Features({column: features[column] for column in columns}))
 
 
-def _read_delimited(path: Path, delimiter: str) -> list[dict[str, Any]]:
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+class _UnquotedTabs(csv.excel_tab):
+    """Tab-separated text in which a quote is a character like any other."""
+
+    quoting = csv.QUOTE_NONE
+
+
+def _read_delimited(path: Path, dialect: type[csv.Dialect]) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
+        reader = csv.reader(file, dialect, strict=True)
         try:
             header = next(reader, [])
             if len(set(header)) != len(header):
@@ -209,11 +217,7 @@ def _read_delimited(path: Path, delimiter: str) -> list[dict[str, Any]]:
                 rows.append(dict(zip(header, fields, strict=True)))
         except csv.Error as error:
             raise DataError(f"Line {reader.line_num} cannot be parsed: {error}.", got=path) from error
-    return rows or _no_rows(header)
-
-
-def _no_rows(header: Sequence[str]) -> list[dict[str, Any]]:
-    raise DataError("The file has no rows.", got=f"header {', '.join(header) or 'missing'}")
+    return rows
 
 
 def _read_json(path: Path) -> list[dict[str, Any]]:
@@ -228,11 +232,13 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
     wrong = next((number for number, row in enumerate(rows, start=1) if not isinstance(row, dict)), None)
     if wrong is not None:
         raise DataError(f"Row {wrong} is not an object.", got=path, allowed='{"text": ..., "label": ...}')
-    return rows or _no_rows([])
+    return rows
 
 
 def _parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise DataError(f"{where} is not JSON: {error}.") from error
+        raise DataError(
+            f"{where} is not JSON: {error}.", allowed="one object a line, or one list of objects in a .json file"
+        ) from error

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .errors import ConfigurationError, ResumeError
+from hf_early_ood.errors import ConfigurationError, ResumeError
 
 STABLE = "stable"
 FALLBACK = "fallback"

@@ -4,7 +4,8 @@ Usage: ``python -m hf_early_ood.bundled.build_vader vaderSentiment-3.3.2.tar.gz 
 
 Decisions: the files are UTF-8 without BOM (an undecodable byte is an error); rows end with CR LF and are split on
 LF only, because texts hold other characters that ``str.splitlines`` breaks at; HTML entities (``&amp;``, ``&lt;``,
-``&gt;``: ``&lt;3`` is a heart) are unescaped once; white space at both ends is dropped; nothing else is touched.
+``&gt;``: ``&lt;3`` is a heart) are unescaped twice, because 17 of them were escaped twice (``&amp;#39;``); white space at
+both ends is dropped; nothing else is touched.
 """
 
 from __future__ import annotations
@@ -71,13 +72,13 @@ def build(sdist: Path, out: Path) -> dict[str, str]:
 
 
 def parse(content: str) -> list[Row]:
-    """Rows of a tab-separated file of id, mean rating and text.
+    r"""Rows of a tab-separated file of id, mean rating and text.
 
     Raises:
         DataError: If a row has not three fields, a rating is not in [-4, 4], a text is empty or an id is repeated.
 
     Example:
-        >>> parse("1\\t2.5\\tFish &amp; chips \\r\\n")
+        >>> parse("1\t2.5\tFish &amp; chips \r\n")
         [Row(id='1', text='Fish & chips', rating=2.5)]
     """
     rows = []
@@ -85,7 +86,7 @@ def parse(content: str) -> list[Row]:
         fields = line.removesuffix("\r").split("\t")
         if len(fields) != 3:
             raise DataError(f"Row {number} is not id, rating and text.", got=repr(line))
-        row = Row(id=fields[0], text=html.unescape(fields[2]).strip(), rating=float(fields[1]))
+        row = Row(id=fields[0], text=html.unescape(html.unescape(fields[2])).strip(), rating=float(fields[1]))
         if not row.text or not math.isfinite(row.rating) or abs(row.rating) > 4:
             raise DataError(f"Row {number} has no text, or a rating out of range.", got=row, allowed="-4 to 4")
         rows.append(row)
@@ -105,9 +106,7 @@ def _read(archive: tarfile.TarFile, name: str) -> bytes:
 def _write(rows: Sequence[Row], path: Path) -> None:
     schema = pa.schema([("id", pa.string()), ("text", pa.string()), ("rating", pa.float64())])
     table = pa.Table.from_pylist([row._asdict() for row in rows], schema=schema)
-    pq.write_table(
-        table, path, compression="zstd", compression_level=19, use_dictionary=False, write_statistics=False
-    )
+    pq.write_table(table, path, compression="zstd", compression_level=19, use_dictionary=False, write_statistics=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

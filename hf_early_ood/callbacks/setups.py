@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
 from transformers.utils import logging
 
-from ..errors import UnsupportedSetupError
+from hf_early_ood.errors import UnsupportedSetupError
 
 logger = logging.get_logger(__name__)
 

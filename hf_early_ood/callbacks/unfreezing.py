@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
-from .. import names
-from ..errors import ConfigurationError, NonFiniteError, ResumeError
-from ..freezing import Freezer
-from ..layers import LayerGroups, check_layer_groups, find_layer_groups
-from ..probes.batches import ProbeSet
-from ..probes.fisher import fisher_trace
-from ..schedules import AUTO, Interval, UnfreezingSchedule
-from ..stabilization import FALLBACK, Decision, StabilizationDetector
-from .dynamics_log import DynamicsLog
-from .setups import check_launcher, check_optimizer, warn_about_loss_scale
+from hf_early_ood import names
+from hf_early_ood.callbacks.dynamics_log import DynamicsLog
+from hf_early_ood.callbacks.setups import check_launcher, check_optimizer, warn_about_loss_scale
+from hf_early_ood.callbacks.unfreezing_run import UnfreezingRun, check_same
+from hf_early_ood.errors import ConfigurationError, ResumeError
+from hf_early_ood.freezing import Freezer
+from hf_early_ood.layers import LayerGroups, check_layer_groups, find_layer_groups
+from hf_early_ood.probes.batches import ProbeSet
+from hf_early_ood.schedules import AUTO, Interval, UnfreezingSchedule
+from hf_early_ood.stabilization import Decision, StabilizationDetector
 
 logger = logging.get_logger(__name__)
 
@@ -122,13 +119,8 @@ class GradualUnfreezingCallback(TrainerCallback, ExportableState):
         }
         self._probe_dataset = probe_dataset
         self._check_settings()
-        self.schedule: UnfreezingSchedule | None = None
-        self.detector: StabilizationDetector | None = None
-        self._log: DynamicsLog | None = None
-        self._freezer: Freezer | None = None
-        self._groups: LayerGroups | None = None
-        self._probe_set: ProbeSet | None = None
-        self._stage = 0
+        self._run: UnfreezingRun | None = None
+        self._is_training = False
         self._report: Callable[[dict[str, float]], None] | None = None
 
     def _check_settings(self) -> None:
@@ -145,7 +137,7 @@ class GradualUnfreezingCallback(TrainerCallback, ExportableState):
                 got=f"probe_size={s['probe_size']}, probe_batch_size={s['probe_batch_size']}",
                 fix="Lower probe_batch_size or raise probe_size.",
             )
-        self._make_detector(total_updates=10**6, warmup=0, num_stages=2)
+        self._make_detector(10**6, 0, 2)
         if s["schedule"] is None:
             # Everything but the group names, which need the model.
             everything = {"head", *s["initial"], *([] if isinstance(s["order"], str) else s["order"])}
@@ -159,70 +151,81 @@ class GradualUnfreezingCallback(TrainerCallback, ExportableState):
                 fix="Write one with: hf-early-ood schedule --model NAME --output FILE",
             )
 
+    # What was decided and recorded, during training and after it.
+
+    @property
+    def schedule(self) -> UnfreezingSchedule | None:
+        """The schedule, once training has begun."""
+        return self._run.schedule if self._run else None
+
+    @property
+    def decision(self) -> Decision | None:
+        """The automatic decision, once it has fallen."""
+        return self._run.detector.decision if self._run else None
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Measurements and events so far, as in the dynamics file."""
+        return self._run.log.records if self._run else []
+
     # What follows a Trainer's events, in their order.
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Freeze: the optimizer and the wrappers exist and hold every layer by now."""
-        model, dataloader = kwargs["model"], kwargs["train_dataloader"]
-        if self._freezer is not None:
-            self._freezer.restore()  # an earlier attempt ended without on_train_end
+        self.release_leftovers()
         check_launcher(args)
-        self._groups = find_layer_groups(model).trainable()
-        self._freezer = Freezer({group.name: group.parameters for group in self._groups})
-        managed = {name: p for group in self._freezer.managed.values() for name, p in group.items()}
-        check_optimizer(kwargs["optimizer"], managed)
+        model, dataloader = kwargs["model"], kwargs["train_dataloader"]
+        groups = find_layer_groups(model).trainable()
+        freezer = Freezer({group.name: group.parameters for group in groups})
+        check_optimizer(kwargs["optimizer"], {name: p for g in freezer.managed.values() for name, p in g.items()})
         warn_about_loss_scale(args, model)
-        for note in self._groups.notes:
+        for note in groups.notes:
             logger.warning(note)
-
-        self.schedule = self._make_schedule(state.max_steps)
-        self.detector = self._make_detector(
-            total_updates=state.max_steps,
-            warmup=args.get_warmup_steps(state.max_steps),
-            num_stages=len(self._groups),
-        )
-        self._probe_set = None
-        if self.schedule.interval == AUTO:
-            self._check_decision_falls_in_training(state.max_steps)
-            self._probe_set = self._make_probe_set(dataloader)
-        records = self._restore(state)
-        self._log = DynamicsLog(self._dynamics_path(args, state), records)
         if self.settings["self_check"]:
-            self._check_groups(model, dataloader)
+            self._check_groups(model, groups, dataloader)
 
-        self._stage = self.schedule.stage(state.global_step)
-        self._freezer.train_only(self.schedule.trainable_in(self._stage))
-        if not records:
-            self._record_stage(state)
-            if self._watching:
-                self._measure(model, state)
+        total = state.max_steps
+        schedule = self._make_schedule(groups.names, total)
+        detector = self._make_detector(total, args.get_warmup_steps(total), len(groups))
+        probe_set = None
+        if not schedule.is_resolved:
+            _check_decision_falls_in_training(detector.max_step, total)
+            probe_set = self._make_probe_set(dataloader)
+        saved = self._saved(state)
+        run = UnfreezingRun(groups, freezer, schedule, detector, probe_set, self._open_log(args, state))
+        if saved is not None:
+            run.restore(saved)
+        self._run, self._is_training = run, True
+        run.begin(total, state.global_step, self._emitter(state))
+        if saved is None:
+            self._measure(model, state)
         # transformers looks the name up when it saves, also if the checkpoint was made without this callback.
         state.stateful_callbacks[type(self).__name__] = self.state()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Change the stage: no gradient exists at this point, so nothing stale can be applied."""
-        assert self.schedule is not None and self._freezer is not None  # set in on_train_begin
-        stage = self.schedule.stage(state.global_step)
-        if stage != self._stage:
-            self._stage = stage
-            self._freezer.train_only(self.schedule.trainable_in(stage))
-            self._record_stage(state)
+        if self._run:
+            self._run.advance(state.global_step, self._emitter(state))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Measure, before a checkpoint of this step is written, so that it holds the measurement."""
-        if self._watching and state.global_step % self.settings["probe_every"] == 0:
+        if state.global_step % self.settings["probe_every"] == 0:
             self._measure(kwargs["model"], state)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Give the user's flags back."""
-        assert self._freezer is not None
-        if self._watching:
+        if self._run and self._run.is_watching:
             logger.warning(
-                f"The signal was not stable after {state.global_step} updates, so nothing was released. "
-                "Train longer, or set max_step or a fixed interval."
+                f"Training ended after {state.global_step} updates, before the signal was stable or max_step was "
+                "reached: nothing was released."
             )
-        self._freezer.restore()
-        self._freezer = None
+        self.release_leftovers()
+
+    def release_leftovers(self) -> None:
+        """Give the user's flags back, at the end of training or after an attempt that had no end."""
+        if self._run and self._is_training:
+            self._run.freezer.restore()
+        self._is_training = False
 
     # What the checkpoint holds.
 
@@ -230,222 +233,107 @@ class GradualUnfreezingCallback(TrainerCallback, ExportableState):
         """What transformers writes into ``trainer_state.json``."""
         return {
             "args": dict(self.settings),
-            "attributes": {
-                "learned": {
-                    "records": list(self._log.records) if self._log else [],
-                    "detector": self.detector.state_dict() if self.detector else None,
-                    "probe_set": self._probe_set.fingerprint if self._probe_set else None,
-                    "groups": list(self._groups.names) if self._groups else [],
-                }
-            },
+            "attributes": {"learned": self._run.learned() if self._run else None},
         }
 
-    def _restore(self, state: TrainerState) -> list[dict[str, Any]]:
-        """Take the checkpoint's series and decision; return the records. Empty for a new run."""
-        assert self.schedule is not None and self.detector is not None and self._groups is not None
+    def _saved(self, state: TrainerState) -> dict[str, Any] | None:
+        """What the checkpoint brings; None for a new run."""
         if state.global_step == 0:
-            return []
+            return None
         saved = state.stateful_callbacks.get(type(self).__name__)
         learned = saved["attributes"].get("learned") if isinstance(saved, dict) else None
-        if not learned or not learned["records"]:
+        if learned is None:
             raise ResumeError(
                 "The checkpoint was made without GradualUnfreezingCallback: its updates trained every layer.",
                 got=f"a checkpoint at update {state.global_step}",
                 fix="Resume without the callback, or start anew with it.",
             )
-        self._check_same("settings", _comparable(saved["args"]), _comparable(self.settings))
-        self._check_same("groups", learned["groups"], list(self._groups.names))
-        if self._probe_set is not None:
-            self._check_same("probe set", learned["probe_set"], self._probe_set.fingerprint)
-        self.detector.load_state_dict(learned["detector"])
-        if self.detector.decision is not None:
-            self.schedule = self.schedule.resolve(decided=self.detector.decision.step)
-        return list(learned["records"])
-
-    @staticmethod
-    def _check_same(what: str, saved: Any, ours: Any) -> None:
-        if saved == ours:
-            return
-        if isinstance(saved, dict) and isinstance(ours, dict):
-            differs = [key for key in ours if saved.get(key) != ours[key]]
-            saved, ours = {key: saved.get(key) for key in differs}, {key: ours[key] for key in differs}
-        raise ResumeError(
-            f"The checkpoint was made with another {what} of GradualUnfreezingCallback.",
-            got=f"{ours} now, {saved} in the checkpoint",
-            fix="Resume with what the checkpoint was made with, or start anew.",
-        )
+        check_same("settings", _comparable(saved["args"]), _comparable(self.settings))
+        return learned
 
     # How the parts are made.
 
-    def _make_schedule(self, total_updates: int) -> UnfreezingSchedule:
-        assert self._groups is not None
+    def _make_schedule(self, groups: tuple[str, ...], total_updates: int) -> UnfreezingSchedule:
         s = self.settings
         if s["schedule"] is not None:
             schedule = UnfreezingSchedule.from_yaml(Path(s["schedule"]).read_text(encoding="utf-8"))
-            if schedule.groups != self._groups.names:
+            if schedule.groups != groups:
                 raise ConfigurationError(
                     "The schedule file was made for another model.",
                     got=list(schedule.groups),
-                    allowed=list(self._groups.names),
+                    allowed=list(groups),
                     fix="Write a new one with: hf-early-ood schedule --model NAME --output FILE",
                 )
         else:
             schedule = UnfreezingSchedule(
-                self._groups.names,
-                interval=s["interval"],
-                order=s["order"],
-                initial=s["initial"],
-                release=s["release"],
+                groups, interval=s["interval"], order=s["order"], initial=s["initial"], release=s["release"]
             )
-        schedule = schedule.resolve(total_updates=total_updates)
-        warning = schedule.check_length(total_updates)
-        if warning:
-            logger.warning(warning)
-        return schedule
+        return schedule.resolve(total_updates=total_updates)
 
-    def _make_detector(self, *, total_updates: int, warmup: int, num_stages: int) -> StabilizationDetector:
+    def _make_detector(self, total_updates: int, warmup: int, num_stages: int) -> StabilizationDetector:
         s = self.settings
         transient, max_step = s["transient"], s["max_step"]
-        if transient == "auto":
+        if transient == AUTO:
             transient = warmup
-        if max_step == "auto":
-            max_step = max(1, total_updates // max(1, num_stages))
+        if max_step == AUTO:
+            max_step = max(1, total_updates // num_stages)
         elif isinstance(max_step, float) and 0.0 < max_step <= 1.0:
             max_step = max(1, math.floor(max_step * total_updates))
         return StabilizationDetector(s["window"], s["tolerance"], transient, max_step)
 
-    def _check_decision_falls_in_training(self, total_updates: int) -> None:
-        assert self.detector is not None
-        latest = self.detector.max_step
-        if latest is None or latest >= total_updates:
-            raise ConfigurationError(
-                "The decision could fall after the end of training: nothing would ever be released.",
-                got=f"max_step={latest}, training makes {total_updates} updates",
-                allowed=f"1 to {total_updates - 1}",
-                fix='Set max_step="auto", lower it, or train longer.',
-            )
+    def _examples(self, dataloader: Any) -> Any:
+        return dataloader.dataset if self._probe_dataset is None else self._probe_dataset
 
     def _make_probe_set(self, dataloader: Any) -> ProbeSet:
-        s = self.settings
-        dataset = dataloader.dataset if self._probe_dataset is None else self._probe_dataset
         return ProbeSet.from_dataset(
-            dataset,
+            self._examples(dataloader),
             dataloader.collate_fn,
-            size=s["probe_size"],
-            batch_size=s["probe_batch_size"],
-            seed=s["probe_seed"],
+            size=self.settings["probe_size"],
+            batch_size=self.settings["probe_batch_size"],
+            seed=self.settings["probe_seed"],
         )
 
-    def _check_groups(self, model: nn.Module, dataloader: Any) -> None:
-        dataset = dataloader.dataset if self._probe_dataset is None else self._probe_dataset
-        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-            logger.warning("Layer groups are not self-checked: the training set cannot be indexed.")
+    def _check_groups(self, model: nn.Module, groups: LayerGroups, dataloader: Any) -> None:
+        examples = self._examples(dataloader)
+        if not hasattr(examples, "__getitem__") or not hasattr(examples, "__len__"):
+            logger.warning("The layer groups are not self-checked: the examples cannot be indexed.")
             return
-        size = min(2, len(dataset))
-        batch = ProbeSet.from_dataset(dataset, dataloader.collate_fn, size=size, batch_size=size).batches[0]
-        check_layer_groups(model, batch, self._groups)
+        size = min(2, len(examples))
+        batch = ProbeSet.from_dataset(examples, dataloader.collate_fn, size=size, batch_size=size).batches[0]
+        device = next(model.parameters()).device
+        check_layer_groups(model, {key: value.to(device) for key, value in batch.items()}, groups)
 
-    def _dynamics_path(self, args: TrainingArguments, state: TrainerState) -> Path | None:
+    def _open_log(self, args: TrainingArguments, state: TrainerState) -> DynamicsLog:
         name = self.settings["dynamics_file"]
-        return Path(args.output_dir) / name if name and state.is_world_process_zero else None
+        return DynamicsLog(Path(args.output_dir) / name if name and state.is_world_process_zero else None)
 
     # What happens in a run.
 
-    @property
-    def decision(self) -> Decision | None:
-        """The automatic decision, once it has fallen."""
-        return self.detector.decision if self.detector is not None else None
-
-    @property
-    def records(self) -> list[dict[str, Any]]:
-        """Measurements and events so far, as in the dynamics file."""
-        return self._log.records if self._log is not None else []
-
-    @property
-    def _watching(self) -> bool:
-        return self._probe_set is not None and self.decision is None
+    def _measure(self, model: nn.Module, state: TrainerState) -> None:
+        if self._run and self._run.is_watching:
+            labels, seed = self.settings["probe_labels"], self.settings["probe_seed"]
+            self._run.measure(model, state.global_step, state.max_steps, labels, seed, self._emitter(state))
 
     def report_through(self, log: Callable[[dict[str, float]], None]) -> None:
         """Log through ``Trainer.log`` (trackers included) instead of ``state.log_history`` only."""
         self._report = log
 
-    def _emit(self, state: TrainerState, values: dict[str, float]) -> None:
+    def _emitter(self, state: TrainerState) -> Callable[[dict[str, float]], None]:
         if self._report is not None:
-            self._report(values)
-        else:
-            state.log_history.append({**values, "step": state.global_step})
+            return self._report
+        return lambda values: state.log_history.append({**values, "step": state.global_step})
 
-    def _record_stage(self, state: TrainerState) -> None:
-        assert self.schedule is not None and self._freezer is not None and self._log is not None
-        released = list(self.schedule.stages[self._stage])
-        count = self._freezer.num_trainable
-        self._log.append(
-            {
-                "step": state.global_step,
-                "event": "stage",
-                "stage": self._stage,
-                "released": released,
-                "trainable_parameters": count,
-            }
+
+def _check_decision_falls_in_training(max_step: int | None, total_updates: int) -> None:
+    if max_step is None or max_step >= total_updates:
+        raise ConfigurationError(
+            "The decision could fall after the end of training: nothing would ever be released.",
+            got=f"max_step={max_step}, training makes {total_updates} updates",
+            allowed=f"1 to {total_updates - 1}",
+            fix='Set max_step="auto", lower it, or train longer.',
         )
-        logger.info(f"Update {state.global_step}: stage {self._stage}, trains {', '.join(released)} ({count:,}).")
-        self._emit(state, {names.LOG_STAGE: self._stage, names.LOG_TRAINABLE: count})
-
-    def _measure(self, model: nn.Module, state: TrainerState) -> None:
-        """One measurement, and the decision if it makes the signal stable."""
-        assert self._probe_set is not None and self.detector is not None and self.schedule is not None
-        assert self._log is not None
-        started = time.perf_counter()
-        record: dict[str, Any] = {"step": state.global_step, "measure": self.settings["signal"]}
-        try:
-            trace = fisher_trace(
-                model,
-                self._probe_set.to(next(model.parameters()).device),
-                labels=self.settings["probe_labels"],
-                seed=self.settings["probe_seed"],
-                groups=self._groups,
-            )
-            record |= {
-                "value": trace.total,
-                "normalized": trace.normalized,
-                "per_group": trace.per_group,
-                "num_examples": trace.num_examples,
-                "standard_error": trace.standard_error,
-            }
-        except NonFiniteError as error:
-            logger.warning(f"Update {state.global_step}: no {self.settings['signal']}: {error}")
-            record |= {"value": None, "normalized": None, "per_group": {}, "num_examples": self.settings["probe_size"]}
-            record["standard_error"] = None
-        record["trainable"] = list(self.schedule.trainable_in(self._stage))
-        record["seconds"] = time.perf_counter() - started
-        record = _from_main_process(record)
-        self._log.append(record)
-        value = math.nan if record["value"] is None else record["value"]
-        if math.isfinite(value):
-            self._emit(state, {names.LOG_FISHER_TRACE: value, f"{names.LOG_FISHER_TRACE}_normalized": record["normalized"]})
-        decision = self.detector.update(state.global_step, value)
-        if decision is not None:
-            self._decide(decision, state)
-
-    def _decide(self, decision: Decision, state: TrainerState) -> None:
-        assert self.schedule is not None and self._log is not None
-        self.schedule = self.schedule.resolve(decided=decision.step)
-        self._log.append({"event": "decision", **decision.to_dict(), "settings": self.detector.settings})
-        why = "did not become stable" if decision.reason == FALLBACK else "is stable"
-        logger.info(f"Update {decision.step}: the {self.settings['signal']} {why}; interval = {decision.step} updates.")
-        self._emit(state, {names.LOG_DECISION: decision.step})
-        warning = self.schedule.check_length(state.max_steps)
-        if warning:
-            logger.warning(warning)
 
 
 def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings that change the training; where the series is written does not."""
     return {key: value for key, value in settings.items() if key not in ("dynamics_file", "self_check")}
-
-
-def _from_main_process(record: dict[str, Any]) -> dict[str, Any]:
-    """Rank 0's record on every rank: all must take the same decision."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return broadcast_object_list([record], from_process=0)[0]
-    return record

@@ -12,8 +12,8 @@ from hf_early_ood.config.parsing import Problems, usable
 if TYPE_CHECKING:
     from hf_early_ood.config.schema import DataConfig, InterventionConfig, ProbeConfig, RunConfig, SplitConfig
 
-FILE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".arrow")
-_PATH_STARTS = ("./", "../", "/", "~")
+FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+_PATH_STARTS = (".", "/", "~")
 # Names become folders and parts of dotted keys.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 NAME_IN_WORDS = "letters, digits, - and _, beginning with a letter or a digit"
@@ -26,7 +26,7 @@ def is_file_source(source: str) -> bool:
         >>> is_file_source("data/train.csv"), is_file_source("stanfordnlp/sst2")
         (True, False)
     """
-    return source.startswith(_PATH_STARTS) or source.endswith(FILE_SUFFIXES)
+    return source.startswith(_PATH_STARTS) or source.lower().endswith(FILE_SUFFIXES)
 
 
 def check_name(name: str, path: str, problems: Problems) -> None:
@@ -44,7 +44,7 @@ def check_run(config: RunConfig, problems: Problems) -> None:
         name = config.model.name
         if not name.strip():
             problems.add("model.name", "is empty", allowed="a model's name on the Hub, or its folder")
-        elif name.startswith(_PATH_STARTS) and not Path(name).is_dir():
+        elif name.startswith(_PATH_STARTS) and not Path(name).expanduser().is_dir():
             problems.add("model.name", "this folder does not exist", got=name)
     if usable(config.data):
         _check_data(config.data, problems)
@@ -91,7 +91,7 @@ def _check_source(split: SplitConfig, path: str, problems: Problems) -> None:
         return
     if not split.source.strip():
         problems.add(f"{path}.source", "is empty", allowed="a file, a folder, or the name of a data set")
-    elif is_file_source(split.source) and not Path(split.source).exists():
+    elif is_file_source(split.source) and not Path(split.source).expanduser().exists():
         problems.add(
             f"{path}.source",
             "does not exist",
@@ -161,7 +161,7 @@ def _check_groups(names: Iterable[str], path: str, problems: Problems) -> None:
 
 
 def _check_schedule(settings: InterventionConfig, problems: Problems) -> None:
-    if not Path(str(settings.schedule)).is_file():
+    if not Path(str(settings.schedule)).expanduser().is_file():
         problems.add("intervention.schedule", "this file does not exist", got=settings.schedule)
     defaults = type(settings)()
     for key in ("interval", "order", "initial", "release"):

@@ -243,7 +243,7 @@ def build(cls: type[T], data: Any, path: str, problems: Problems, known: KnownKe
         The instance, or ``INVALID`` if ``data`` is not a mapping.
     """
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
-    hints = type_hints(cls)
+    hints = type_hints(typing.cast(Any, cls))
     if data is None:
         data = {}
     if not isinstance(data, Mapping):
@@ -288,7 +288,7 @@ def _dict_value(value: Any, hint: Any, path: str, problems: Problems, known: Kno
     if not isinstance(value, Mapping):
         problems.add(path, "must be a section of keys", got=value)
         return INVALID
-    result = {}
+    result: dict[str, Any] = {}
     for key, item in value.items():
         if not isinstance(key, str):
             # The language code "no" is the classic case: YAML reads it as false.

@@ -60,7 +60,7 @@ class DetectorConfig:
     """When a signal counts as stable (interval: auto)."""
 
     window: int = option("Measurements in the moving average (tau).", 3, at_least=1)
-    tolerance: float = option("Relative change of the average that counts as stable (epsilon).", 0.02, above=0)
+    tolerance: float = option("Relative change of the average that counts as stable (epsilon).", 0.02, at_least=0)
     transient: Literal["auto"] | int = option(
         "Updates at the start that are not judged.", "auto", allowed="auto, or a whole number of updates >= 0"
     )

@@ -32,9 +32,7 @@ def test_schedule_only_grows_and_makes_k_updates_a_stage(groups, interval, order
 
 
 @given(
-    values=st.lists(
-        st.one_of(st.floats(-1e6, 1e6), st.just(math.nan), st.just(math.inf)), min_size=1, max_size=40
-    ),
+    values=st.lists(st.one_of(st.floats(-1e6, 1e6), st.just(math.nan), st.just(math.inf)), min_size=1, max_size=40),
     window=st.integers(1, 5),
     tolerance=st.floats(0, 0.5),
     cut=st.integers(0, 40),
@@ -69,5 +67,3 @@ def test_detector_does_not_depend_on_the_unit(values, scale):
     plain = StabilizationDetector.replay(list(enumerate(values)), window=2, tolerance=0.05)
     scaled = StabilizationDetector.replay([(i, v * scale) for i, v in enumerate(values)], window=2, tolerance=0.05)
     assert (plain and plain.step) == (scaled and scaled.step)
-
-

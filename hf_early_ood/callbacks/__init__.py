@@ -1,0 +1,1 @@
+"""Trainer callbacks: they translate Trainer events into calls of the modules below, and nothing else."""

@@ -1,0 +1,144 @@
+"""One training with gradual unfreezing, from ``on_train_begin`` to ``on_train_end``, without Trainer events."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers.utils import logging
+
+from hf_early_ood import names
+from hf_early_ood.callbacks.dynamics_log import DynamicsLog
+from hf_early_ood.callbacks.measuring import from_main_process, measure_fisher_trace
+from hf_early_ood.errors import ResumeError
+from hf_early_ood.freezing import Freezer
+from hf_early_ood.layers import LayerGroups
+from hf_early_ood.probes.batches import ProbeSet
+from hf_early_ood.schedules import UnfreezingSchedule
+from hf_early_ood.stabilization import FALLBACK, Decision, StabilizationDetector
+
+logger = logging.get_logger(__name__)
+
+Emit = Callable[[dict[str, float]], None]
+
+
+@dataclass
+class UnfreezingRun:
+    """The parts of one training: what may train, when, why, and what was recorded.
+
+    ``probe_set`` is None where the interval was given and nothing has to be watched.
+    """
+
+    groups: LayerGroups
+    freezer: Freezer
+    schedule: UnfreezingSchedule
+    detector: StabilizationDetector
+    probe_set: ProbeSet | None
+    log: DynamicsLog
+    stage: int = 0
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether the decision is still to come."""
+        return self.probe_set is not None and self.detector.decision is None
+
+    def begin(self, total_updates: int, step: int, emit: Emit) -> None:
+        """Freeze for the first update, or for the update after the checkpoint.
+
+        A change that is due at ``step`` is left to :meth:`advance`, which comes before the update, resumed or not.
+        """
+        self._warn_about_length(total_updates)
+        if step == 0:
+            self.log.replace([])
+            self.freezer.train_only(self.schedule.trainable_in(0))
+            self._record_stage(step, emit)
+        else:
+            self.stage = max(event["stage"] for event in self.log.events("stage"))
+            self.freezer.train_only(self.schedule.trainable_in(self.stage))
+
+    def advance(self, step: int, emit: Emit) -> None:
+        """Change the stage if the schedule says so after ``step`` completed updates."""
+        stage = self.schedule.stage(step)
+        if stage != self.stage:
+            self.stage = stage
+            self.freezer.train_only(self.schedule.trainable_in(stage))
+            self._record_stage(step, emit)
+
+    def measure(self, model: nn.Module, step: int, total_updates: int, labels: str, seed: int, emit: Emit) -> None:
+        """Take one measurement; it may be the one that decides."""
+        if self.probe_set is None:
+            return
+        trace = measure_fisher_trace(model, self.probe_set, self.groups, labels=labels, seed=seed)
+        trainable = list(self.schedule.trainable_in(self.stage))
+        record = from_main_process({"step": step, **trace, "trainable": trainable})
+        self.log.append(record)
+        value = math.nan if record["value"] is None else record["value"]
+        if math.isfinite(value):
+            emit({names.LOG_FISHER_TRACE: value})
+        decision = self.detector.update(step, value)
+        if decision is not None:
+            self._decide(decision, total_updates, emit)
+
+    def _decide(self, decision: Decision, total_updates: int, emit: Emit) -> None:
+        self.schedule = self.schedule.resolve(decided=decision.step)
+        self.log.append({"event": "decision", **decision.to_dict(), "settings": self.detector.settings})
+        emit({names.LOG_DECISION: decision.step})
+        why = "did not become stable" if decision.reason == FALLBACK else "is stable"
+        logger.info(f"Update {decision.step}: the Fisher trace {why}; interval = {decision.step} updates.")
+        self._warn_about_length(total_updates)
+
+    def _record_stage(self, step: int, emit: Emit) -> None:
+        released, count = list(self.schedule.stages[self.stage]), self.freezer.num_trainable
+        event = {"event": "stage", "stage": self.stage, "released": released, "trainable_parameters": count}
+        self.log.append({"step": step, **event})
+        emit({names.LOG_STAGE: self.stage, names.LOG_TRAINABLE: count})
+        logger.info(f"Update {step}: stage {self.stage} adds {', '.join(released)}; {count:,} parameters train.")
+
+    def _warn_about_length(self, total_updates: int) -> None:
+        warning = self.schedule.check_length(total_updates)
+        if warning:
+            logger.warning(warning)
+
+    def learned(self) -> dict[str, Any]:
+        """What a checkpoint must hold; JSON-able."""
+        return {
+            "records": list(self.log.records),
+            "detector": self.detector.state_dict(),
+            "probe_set": self.probe_set.fingerprint if self.probe_set else None,
+            "groups": list(self.groups.names),
+        }
+
+    def restore(self, learned: dict[str, Any]) -> None:
+        """Take up what a checkpoint holds.
+
+        Raises:
+            ResumeError: The checkpoint was made with other layer groups, probe examples or detector settings.
+        """
+        check_same("layer groups", learned["groups"], list(self.groups.names))
+        if self.probe_set is not None:
+            check_same("probe set", learned["probe_set"], self.probe_set.fingerprint)
+        self.detector.load_state_dict(learned["detector"])
+        if self.detector.decision is not None:
+            self.schedule = self.schedule.resolve(decided=self.detector.decision.step)
+        self.log.replace(learned["records"])
+
+
+def check_same(what: str, saved: Any, ours: Any) -> None:
+    """Refuse to resume with something else than the checkpoint was made with.
+
+    Raises:
+        ResumeError: They differ; of two mappings, the keys that differ are named.
+    """
+    if saved == ours:
+        return
+    if isinstance(saved, dict) and isinstance(ours, dict):
+        differs = [key for key in ours if saved.get(key) != ours[key]]
+        saved, ours = {key: saved.get(key) for key in differs}, {key: ours[key] for key in differs}
+    raise ResumeError(
+        f"The checkpoint was made with other {what} of GradualUnfreezingCallback.",
+        got=f"{ours} now, {saved} in the checkpoint",
+        fix="Resume with what the checkpoint was made with, or start anew.",
+    )

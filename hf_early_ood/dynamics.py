@@ -1,0 +1,102 @@
+"""The series of a run: what was measured at which update, and when layers were released."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from hf_early_ood.errors import ResumeError
+from hf_early_ood.results import DecisionRecord, StageRecord
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One line of the series. Numbers that were NaN or infinite are None."""
+
+    step: int
+    measure: str
+    value: float | None
+    normalized: float | None = None
+    per_group: dict[str, float | None] = field(default_factory=dict)
+    num_examples: int | None = None
+    standard_error: float | None = None
+    seconds: float | None = None
+    trainable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """A run's series, by update."""
+
+    measurements: tuple[Measurement, ...] = ()
+    stages: tuple[StageRecord, ...] = ()
+    decision: DecisionRecord | None = None
+
+    def of(self, measure: str) -> tuple[Measurement, ...]:
+        """The measurements of one kind."""
+        return tuple(item for item in self.measurements if item.measure == measure)
+
+
+def read_dynamics(path: str | PathLike[str]) -> Dynamics:
+    """Read the series of a run.
+
+    A last line that was cut off (the process died while writing it) is left out with a warning. Where a run was
+    resumed from an earlier checkpoint, updates appear twice; the later line counts.
+
+    Args:
+        path: A file with one JSON object a line: measurements, and events "stage" and "decision".
+
+    Raises:
+        ResumeError: If the file is missing or a line is not usable, with the number of the line.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise ResumeError("There is no such series of measurements.", got=path) from None
+    if lines.pop():
+        logger.warning("%s ends in the middle of a line, which is left out.", path)
+    measurements: dict[tuple[int, str], Measurement] = {}
+    stages: dict[int, StageRecord] = {}
+    decision = None
+    for number, line in enumerate(lines, 1):
+        try:
+            data = json.loads(line)
+            event = data.get("event")
+            if event == "stage":
+                stages[int(data["stage"])] = StageRecord(
+                    int(data["stage"]), int(data["step"]), tuple(data["released"]), int(data["trainable_parameters"])
+                )
+            elif event == "decision":
+                decision = DecisionRecord.from_dict({key: data[key] for key in data if key != "event"})
+            else:
+                item = _measurement(data)
+                measurements[item.step, item.measure] = item
+        except (ResumeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ResumeError(
+                f"Line {number} of {path} is not usable ({type(error).__name__}: {error}).",
+                got=line[:100],
+                allowed="a measurement, or an event 'stage' or 'decision'",
+            ) from error
+    return Dynamics(
+        tuple(sorted(measurements.values(), key=lambda item: item.step)),
+        tuple(stages[stage] for stage in sorted(stages)),
+        decision,
+    )
+
+
+def _measurement(data: Mapping[str, Any]) -> Measurement:
+    known = {item.name for item in fields(Measurement)}
+    values = {key: value for key, value in data.items() if key in known}
+    values["trainable"] = tuple(data.get("trainable", ()))
+    if not isinstance(data["step"], int) or not isinstance(data["measure"], str):
+        raise TypeError("step must be a whole number and measure a name")
+    if data["value"] is not None and not isinstance(data["value"], (int, float)):
+        raise TypeError("value must be a number or null")
+    return Measurement(**values)

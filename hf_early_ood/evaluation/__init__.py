@@ -1,0 +1,1 @@
+"""Evaluation on ID and OOD sets, with intervals, and paired comparison of arms."""

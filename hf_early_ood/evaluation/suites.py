@@ -1,0 +1,253 @@
+"""Evaluate a model on ID and OOD sets in one call."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import nn
+from tqdm.auto import tqdm
+
+from hf_early_ood.errors import ConfigurationError, DataError
+from hf_early_ood.evaluation.metrics import METRICS, FloatArray, IntArray, check_predictions, predicted_classes
+from hf_early_ood.evaluation.statistics import (
+    CONFIDENCE,
+    NUM_RESAMPLES,
+    Estimate,
+    Run,
+    Summary,
+    summarize_runs,
+)
+
+LABELS = "labels"
+
+Predict = Callable[[Dataset], FloatArray]
+"""Data set -> logits (n, C), in the order of the data set."""
+
+
+@dataclass(frozen=True, eq=False)
+class SplitEvaluation:
+    """What a model does on one set.
+
+    Attributes:
+        n: Number of examples.
+        labels: (n,) class ids.
+        predictions: (n,) class ids.
+        probabilities: (n, C), float32.
+        metrics: Metric -> estimate with an interval over examples.
+        notes: What a reader must know about these numbers, e.g. that the set has a single class.
+    """
+
+    n: int
+    labels: IntArray
+    predictions: IntArray
+    probabilities: FloatArray
+    metrics: dict[str, Estimate]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the arrays, as plain dictionaries for JSON."""
+        metrics = {metric: estimate.to_dict() for metric, estimate in self.metrics.items()}
+        return {"n": self.n, "metrics": metrics, "notes": list(self.notes)}
+
+
+@dataclass(frozen=True, eq=False)
+class SuiteEvaluation:
+    """What a model does on all sets.
+
+    Attributes:
+        splits: Split -> evaluation.
+        summaries: Metric -> OOD mean, worst set and gap to ID.
+        confidence: Coverage of the intervals.
+    """
+
+    splits: dict[str, SplitEvaluation]
+    summaries: dict[str, Summary]
+    confidence: float
+
+    @property
+    def run(self) -> Run:
+        """Split -> (labels, predictions), for ``statistics.compare_arms``."""
+        return {split: (evaluation.labels, evaluation.predictions) for split, evaluation in self.splits.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the arrays, as plain dictionaries for JSON."""
+        return {
+            "splits": {split: evaluation.to_dict() for split, evaluation in self.splits.items()},
+            "summaries": {metric: summary.to_dict() for metric, summary in self.summaries.items()},
+            "confidence": self.confidence,
+        }
+
+
+def evaluate_splits(
+    predict: Predict,
+    splits: Mapping[str, Dataset],
+    *,
+    labels: str = LABELS,
+    label_names: Sequence[str] | None = None,
+    num_resamples: int = NUM_RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> SuiteEvaluation:
+    """Run a model over all sets: predictions, metrics with intervals, and the summary over the OOD sets.
+
+    Args:
+        predict: Data set -> logits (n, C). ``model_predictor`` makes one from a model.
+        splits: Split -> data set; OOD sets are those named ``ood/<name>``.
+        labels: Column of the class ids.
+        label_names: Label of each class id, for the notes.
+        num_resamples: Bootstrap resamples.
+        confidence: Coverage of the intervals.
+        seed: Seed of the resampling.
+
+    Returns:
+        The evaluation, with everything that a comparison with another model needs.
+
+    Raises:
+        DataError: If a set is empty or has no labels, or the logits do not fit it.
+        ProbeError: If logits are NaN or infinite.
+
+    Example:
+        >>> sets = {name: Dataset.from_dict({"labels": [0, 1] * 10}) for name in ("id_test", "ood/a", "ood/b")}
+        >>> result = evaluate_splits(lambda dataset: np.eye(2)[dataset["labels"][:]], sets)
+        >>> result.summaries["accuracy"].ood_mean.value
+        1.0
+    """
+    if not splits:
+        raise DataError("There are no sets to evaluate on.", allowed="one or more splits")
+    # Everything that can be wrong with the sets is found before the model runs.
+    targets = {split: _targets(split, dataset, labels) for split, dataset in splits.items()}
+    logits = {split: np.asarray(predict(dataset)) for split, dataset in splits.items()}
+
+    run = {}
+    for split, target in targets.items():
+        run[split] = check_predictions(target, predicted_classes(logits[split]))
+        num_classes = logits[split].shape[1]
+        if target.max() >= num_classes:
+            raise DataError(
+                f"{split} has a label that the model has no output for.", got=target.max(), allowed=f"< {num_classes}"
+            )
+    summaries = {
+        metric: summarize_runs([run], metric=metric, num_resamples=num_resamples, confidence=confidence, seed=seed)
+        for metric in METRICS
+    }
+    evaluations = {
+        split: SplitEvaluation(
+            n=len(target),
+            labels=target,
+            predictions=predictions,
+            probabilities=_softmax(logits[split]),
+            metrics={metric: summaries[metric].splits[split] for metric in METRICS},
+            notes=_notes(target, predictions, logits[split].shape[1], label_names),
+        )
+        for split, (target, predictions) in run.items()
+    }
+    return SuiteEvaluation(evaluations, summaries, confidence)
+
+
+def model_predictor(
+    model: nn.Module,
+    collator: Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]],
+    *,
+    batch_size: int = 64,
+) -> Predict:
+    """Make the ``predict`` of ``evaluate_splits`` from a model.
+
+    Examples are sorted by length before they are cut into batches, so that little is computed for padding. The model
+    runs where it is, in eval mode and without gradients; its modes, and the random number generators, are left as found.
+
+    Args:
+        model: Model whose output has ``logits`` (B, C).
+        collator: Examples -> batch of tensors, e.g. ``tasks.sequence_classification.data_collator``.
+        batch_size: Examples B in a batch.
+
+    Returns:
+        Function: tokenized data set with ``input_ids`` -> logits (n, C) as float32, in the order of the data set.
+
+    Raises:
+        ConfigurationError: If the batch size is not positive.
+
+    Example:
+        >>> from hf_early_ood.tasks.sequence_classification import data_collator, load_classifier, tokenize
+        >>> model, tokenizer = load_classifier("bundled:all-MiniLM-L6-v2", ["no", "yes"])
+        >>> dataset = tokenize(Dataset.from_dict({"text": ["a", "a b c"], "label": [0, 1]}), tokenizer, 16)
+        >>> model_predictor(model, data_collator(tokenizer))(dataset).shape
+        (2, 2)
+    """
+    if batch_size < 1:
+        raise ConfigurationError("The batch size is too small.", got=batch_size, allowed="1 or more")
+
+    def predict(dataset: Dataset) -> FloatArray:
+        device = next(model.parameters()).device
+        columns = [column for column in dataset.column_names if column != LABELS]
+        examples = dataset.select_columns(columns)
+        longest_first = np.argsort([-len(ids) for ids in dataset["input_ids"][:]], kind="stable")
+        batches = [longest_first[start : start + batch_size] for start in range(0, len(longest_first), batch_size)]
+        logits = []
+        # no_grad, not inference_mode: what a model caches in its forward pass must stay usable for training.
+        with _eval_mode(model), torch.no_grad():
+            for indices in tqdm(batches, desc="Evaluating", disable=None, leave=False):  # None: only on a terminal
+                batch = collator([examples[int(index)] for index in indices])
+                output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
+                logits.append(output["logits"].float().cpu().numpy())
+        ordered = np.concatenate(logits)
+        ordered[longest_first] = ordered.copy()
+        return ordered
+
+    return predict
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; outside every module is in the mode it was in, and random numbers go on as if nothing ran."""
+    training = {name: module.training for name, module in model.named_modules()}
+    devices = {parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"}
+    model.eval()
+    try:
+        with torch.random.fork_rng(sorted(index for index in devices if index is not None)):
+            yield
+    finally:
+        for name, module in model.named_modules():
+            module.training = training[name]
+
+
+def _targets(split: str, dataset: Dataset, column: str) -> IntArray:
+    if column not in dataset.column_names:
+        raise DataError(f"{split} has no column of labels.", got=", ".join(dataset.column_names), allowed=column)
+    targets = np.asarray(dataset[column][:])
+    if len(targets) == 0:
+        raise DataError(f"{split} is empty.", fix="Check its source, or leave it out.")
+    if targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer) or targets.min() < 0:
+        raise DataError(f"The labels of {split} are not class ids.", got=targets[:3], allowed="0, 1, ...")
+    return targets
+
+
+def _softmax(logits: FloatArray) -> FloatArray:
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _notes(
+    labels: IntArray, predictions: IntArray, num_classes: int, label_names: Sequence[str] | None
+) -> tuple[str, ...]:
+    def names(ids: IntArray) -> str:
+        return ", ".join(str(i) if label_names is None else label_names[i] for i in ids)
+
+    notes = []
+    present = np.unique(labels)
+    if len(present) < num_classes:
+        absent = np.setdiff1d(np.arange(num_classes), present)
+        notes.append(f"No example has the label {names(absent)}: means over classes leave it out.")
+    if len(present) == 1:
+        notes.append(f"Every example has the label {names(present)}: balanced accuracy is the recall of that class.")
+    predicted = np.unique(predictions)
+    if len(predicted) == 1:
+        notes.append(f"Every example is predicted to be {names(predicted)}.")
+    if (labels == predictions).all():
+        notes.append("Every prediction is right: the interval has no width, which is not certainty.")
+    return tuple(notes)

@@ -1,0 +1,100 @@
+"""Leave no trace: a measurement changes nothing that training could notice."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import ProbeError
+from ..freezing import requires_grad_set
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Restore the state of the global random generators (python, numpy, torch on CPU and CUDA) at the end.
+
+    Example:
+        >>> before = torch.get_rng_state()
+        >>> with random_state_kept():
+        ...     _ = torch.rand(3)
+        >>> bool((torch.get_rng_state() == before).all())
+        True
+    """
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    # Asking for the CUDA states would start CUDA in a process that does not use it.
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        torch.set_rng_state(torch_state)
+        if cuda_states is not None:
+            torch.cuda.set_rng_state_all(cuda_states)
+
+
+@contextmanager
+def isolated(model: nn.Module) -> Iterator[None]:
+    """Put the model in eval mode inside the block and restore everything else a measurement may touch.
+
+    Restored, also after an exception: train/eval flag of every module, ``requires_grad`` and ``.grad`` (the same
+    tensors) of every parameter, buffers (values and identity), random states of python, numpy and torch. The
+    weights are not copied; that they were left alone is checked by their version counters.
+
+    Args:
+        model: The model to be measured.
+
+    Raises:
+        ProbeError: The block changed a parameter or a gradient in place, or replaced a parameter.
+
+    Example:
+        >>> layer = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).train()
+        >>> with isolated(layer):
+        ...     print(layer.training)
+        False
+        >>> layer.training
+        True
+    """
+    parameters = dict(model.named_parameters())
+    training = {module: module.training for module in model.modules()}
+    versions = {name: parameter._version for name, parameter in parameters.items()}
+    gradients = {name: (p.grad, None if p.grad is None else p.grad._version) for name, p in parameters.items()}
+    buffers = {module: dict(module._buffers) for module in model.modules()}
+    values = {b: b.detach().clone() for owned in buffers.values() for b in owned.values() if b is not None}
+    buffer_versions = {buffer: buffer._version for buffer in values}
+    trainable = [name for name, parameter in parameters.items() if parameter.requires_grad]
+    changed = []
+    with random_state_kept(), requires_grad_set(parameters, trainable):
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, flag in training.items():
+                module.training = flag
+            for name, parameter in parameters.items():
+                gradient, version = gradients[name]
+                if gradient is not None and gradient._version != version:
+                    changed.append(f"{name}.grad")
+                parameter.grad = gradient
+            for module, owned in buffers.items():
+                module._buffers.clear()
+                module._buffers.update(owned)
+            with torch.no_grad():
+                for buffer, value in values.items():
+                    if buffer._version != buffer_versions[buffer]:
+                        buffer.copy_(value)
+    # Reached only without an exception: one from the block must not be hidden behind this one.
+    now = dict(model.named_parameters())
+    changed += [n for n, p in parameters.items() if now.get(n) is not p or p._version != versions[n]]
+    if changed:
+        raise ProbeError(
+            "A measurement changed the model it measured.",
+            got=", ".join(changed[:3]),
+            allowed="reading parameters, and torch.autograd.grad",
+            fix="Do not call .backward() or write to parameters inside a measurement.",
+        )

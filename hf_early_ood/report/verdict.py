@@ -1,0 +1,128 @@
+"""What a study found, in plain words that claim no more than its intervals do."""
+
+from __future__ import annotations
+
+from hf_early_ood.names import ID_TEST, is_ood
+from hf_early_ood.report.layout import signed, wrapped
+from hf_early_ood.results import OOD_MACRO_MEAN, OOD_WORST, Comparison, StudyRecord
+
+CLEARLY_BETTER = "better"
+CLEARLY_WORSE = "worse"
+UNCLEAR = "no clear difference"
+UNKNOWN = "not comparable"
+
+
+def judge(comparison: Comparison | None) -> str:
+    """The only words a difference may be given: the interval decides, never the difference alone.
+
+    Example:
+        >>> judge(Comparison("gradual", "accuracy", "ood_macro_mean", 0.02, -0.01, 0.05, 900, 1, "examples"))
+        'no clear difference'
+    """
+    if comparison is None or comparison.difference is None or comparison.low is None or comparison.high is None:
+        return UNKNOWN
+    if comparison.low > 0:
+        return CLEARLY_BETTER
+    if comparison.high < 0:
+        return CLEARLY_WORSE
+    return UNCLEAR
+
+
+def find_comparison(study: StudyRecord, arm: str, split: str) -> Comparison | None:
+    """The comparison of ``arm`` with the baseline on ``split`` in the study's metric."""
+    for comparison in study.comparisons:
+        if (comparison.arm, comparison.split, comparison.metric) == (arm, split, study.metric):
+            return comparison
+    return None
+
+
+def ood_sets(study: StudyRecord) -> tuple[str, ...]:
+    """The OOD splits of the study, in the order in which its runs list them."""
+    sets: dict[str, None] = {}
+    for runs in study.arms.values():
+        for run in runs:
+            if run.evaluation is not None:
+                sets.update(dict.fromkeys(split for split in run.evaluation.splits if is_ood(split)))
+    return tuple(sets)
+
+
+def verdict(study: StudyRecord) -> str:
+    """The findings of ``study``: one paragraph an arm, then what the reader must know to weigh them."""
+    sets = ood_sets(study)
+    names = ", ".join(split.partition("/")[2] for split in sets)
+    count = f"{len(sets)} OOD {'set' if len(sets) == 1 else 'sets'}"
+    lines = wrapped(
+        f"Study '{study.name}': {len(study.arms)} arms, {_seeds(len(study.seeds))}, {study.metric}, "
+        f"{count}{f' ({names})' if names else ''}. Baseline: {study.baseline}."
+    )
+    for arm in study.arms:
+        if arm != study.baseline:
+            lines += ["", *wrapped(_arm_verdict(study, arm, len(sets)))]
+    notes = _notes(study)
+    if notes:
+        lines += ["", *(line for note in notes for line in wrapped(f"* {note}"))]
+    return "\n".join(lines)
+
+
+def _arm_verdict(study: StudyRecord, arm: str, num_sets: int) -> str:
+    mean = find_comparison(study, arm, OOD_MACRO_MEAN)
+    word = judge(mean)
+    sets = "the OOD set" if num_sets == 1 else f"the mean of {num_sets} OOD sets"
+    if mean is None or word == UNKNOWN:
+        return f"{arm} cannot be compared with {study.baseline} out of distribution: {_missing(study, arm)}."
+    size = (
+        f"{signed(mean.difference)} points on {sets} ({study.confidence:.0%} interval "
+        f"{signed(mean.low)} to {signed(mean.high)})"
+    )
+    if word == UNCLEAR:
+        text = f"{arm}: no clear difference from {study.baseline} out of distribution: {size}."
+    else:
+        text = f"{arm} is {word} than {study.baseline} out of distribution: {size}."
+    for split, label in ((OOD_WORST, "Worst OOD set"), (ID_TEST, "In distribution")):
+        other = find_comparison(study, arm, split)
+        if other is not None:
+            text += f" {label}: {judge(other)}"
+            if judge(other) != UNKNOWN:
+                text += f" ({signed(other.difference)}, {signed(other.low)} to {signed(other.high)})"
+            text += "."
+    return text
+
+
+def _missing(study: StudyRecord, arm: str) -> str:
+    for name in (study.baseline, arm):
+        runs = study.arms.get(name, ())
+        if not any(run.status == "complete" for run in runs):
+            return f"no run of {name} is complete"
+    return "there is no interval for the difference"
+
+
+def _notes(study: StudyRecord) -> list[str]:
+    notes = []
+    shown = [comparison for comparison in study.comparisons if comparison.metric == study.metric]
+    if any(comparison.covers == "examples" for comparison in shown):
+        seeds = min(comparison.n_seeds for comparison in shown if comparison.covers == "examples")
+        text = "The intervals cover the choice of test examples only, not the training seed: "
+        notes.append(
+            text + ("one seed was run, and another could change the result." if seeds == 1 else "read them as such.")
+        )
+    if any(comparison.covers == "examples and seeds" for comparison in shown):
+        seeds = min(comparison.n_seeds for comparison in shown if comparison.covers == "examples and seeds")
+        few = " So few seeds make a rough interval." if seeds < 5 else ""
+        notes.append(f"The intervals cover the choice of test examples and the training seeds ({seeds}).{few}")
+    if len(shown) > 3:
+        expected = len(shown) * (1 - study.confidence)
+        notes.append(
+            f"{len(shown)} intervals are reported; about {expected:.1f} of them would exclude 0 by chance alone."
+        )
+    failed = [f"{arm} seed {run.seed}" for arm, runs in study.arms.items() for run in runs if run.status == "failed"]
+    if failed:
+        notes.append(f"Failed and left out: {', '.join(failed)}.")
+    for arm, runs in study.arms.items():
+        missing = [str(seed) for seed in study.seeds if seed not in {run.seed for run in runs}]
+        if missing:
+            notes.append(f"Not run yet: {arm} seed {', '.join(missing)}.")
+    return notes
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"

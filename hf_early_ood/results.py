@@ -1,0 +1,357 @@
+"""The one typed record that everything downstream reads. It knows nothing of torch.
+
+A number that could not be computed is None, never 0: NaN and infinity become null on disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+from hf_early_ood.atomic import plain, write_json
+from hf_early_ood.errors import ResumeError
+
+SCHEMA_VERSION = 1
+
+# What is compared between arms besides single splits.
+OOD_MACRO_MEAN = "ood_macro_mean"
+OOD_WORST = "ood_worst"
+
+Covers = Literal["examples", "examples and seeds"]
+R = TypeVar("R", bound="_Record")
+
+
+@dataclass(frozen=True)
+class _Record:
+    def to_dict(self) -> dict[str, Any]:
+        """The record in types that JSON has."""
+        return typing.cast("dict[str, Any]", plain(self))
+
+    @classmethod
+    def from_dict(cls: type[R], data: Any) -> R:
+        """Read what `to_dict` gave.
+
+        Raises:
+            ResumeError: If a key is missing, unknown or of the wrong type.
+        """
+        return typing.cast(R, _decode(cls, data, ""))
+
+
+@dataclass(frozen=True)
+class EnvironmentRecord(_Record):
+    """Where a result was made; `hf_early_ood.environment.capture_environment` fills it in."""
+
+    python: str
+    platform: str
+    cpu: str
+    cores: int
+    device: str
+    packages: dict[str, str | None]
+    """Versions of torch, transformers, datasets, accelerate, peft and hf_early_ood; None: not installed."""
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+    """Whether files differed from the commit; None outside of a repository."""
+
+
+@dataclass(frozen=True)
+class SplitRecord(_Record):
+    """One set of examples: its size, a hash of its content, and how many nearly repeat a training text."""
+
+    n: int
+    fingerprint: str
+    near_duplicates: int | None = None
+
+
+@dataclass(frozen=True)
+class ModelRecord(_Record):
+    """The pretrained model."""
+
+    name: str
+    num_parameters: int
+    revision: str | None = None
+    weights_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainingRecord(_Record):
+    """How training went. ``loss_curve`` holds (update, loss) pairs."""
+
+    updates: int
+    epochs: float
+    seconds: float
+    train_loss: float | None
+    seconds_per_stage: dict[str, float] = field(default_factory=dict)
+    loss_curve: tuple[tuple[int, float | None], ...] | None = None
+
+
+@dataclass(frozen=True)
+class StageRecord(_Record):
+    """One change of the trainable layers: ``released`` train from update ``step + 1`` on."""
+
+    stage: int
+    step: int
+    released: tuple[str, ...]
+    trainable_parameters: int
+
+
+@dataclass(frozen=True)
+class DecisionRecord(_Record):
+    """The update after which the detector released layers, why, and with which settings."""
+
+    step: int
+    reason: Literal["stable", "fallback"]
+    value: float | None = None
+    """Moving average of the signal."""
+    change: float | None = None
+    """Its relative change since the measurement before."""
+    num_measurements: int | None = None
+    num_skipped: int = 0
+    """Measurements that were NaN or infinite and did not count."""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class InterventionRecord(_Record):
+    """What was done to training. ``decision`` is None where no detector was asked."""
+
+    method: str
+    stages: tuple[StageRecord, ...] = ()
+    decision: DecisionRecord | None = None
+
+
+@dataclass(frozen=True)
+class ProbeRecord(_Record):
+    """What the measurements of one kind cost."""
+
+    count: int
+    seconds: float
+    share_of_training_time: float | None = None
+    """Fraction in [0, 1] of the seconds of training."""
+
+
+@dataclass(frozen=True)
+class MetricValue(_Record):
+    """A number with its interval; None where it is not defined."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class SplitEvaluation(_Record):
+    """Metrics of one set over ``n`` examples."""
+
+    n: int
+    metrics: dict[str, MetricValue]
+
+
+@dataclass(frozen=True)
+class WorstSet(_Record):
+    """The OOD set with the lowest value."""
+
+    set: str
+    value: float | None
+
+
+@dataclass(frozen=True)
+class OODSummary(_Record):
+    """One metric over all OOD sets. ``gap_to_id`` is ID test minus macro mean."""
+
+    macro_mean: MetricValue
+    worst: WorstSet
+    gap_to_id: float | None
+
+
+@dataclass(frozen=True)
+class EvaluationRecord(_Record):
+    """Metrics per split, and per metric over the OOD splits."""
+
+    splits: dict[str, SplitEvaluation]
+    ood: dict[str, OODSummary]
+    confidence: float = 0.95
+    selected_by: str = "last update"
+    """What chose the weights that were judged. Never OOD data."""
+
+
+@dataclass(frozen=True)
+class RunRecord(_Record):
+    """Everything about one run. Parts that a failed run did not reach are None."""
+
+    arm: str
+    seed: int
+    config: dict[str, Any]
+    config_fingerprint: str
+    status: Literal["complete", "failed"]
+    environment: EnvironmentRecord
+    started: str
+    """ISO 8601 with time zone."""
+    finished: str
+    command: str
+    error: str | None = None
+    data: dict[str, SplitRecord] = field(default_factory=dict)
+    model: ModelRecord | None = None
+    training: TrainingRecord | None = None
+    intervention: InterventionRecord | None = None
+    probes: dict[str, ProbeRecord] = field(default_factory=dict)
+    evaluation: EvaluationRecord | None = None
+    timing: dict[str, float] = field(default_factory=dict)
+    """Seconds per phase: load, train, evaluate."""
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class ArmRun(_Record):
+    """One run inside a study: where its record is, and the numbers that reports show."""
+
+    seed: int
+    path: str
+    """Folder of the run, relative to the study's."""
+    status: Literal["complete", "failed"]
+    error: str | None = None
+    evaluation: EvaluationRecord | None = None
+    intervention: InterventionRecord | None = None
+    updates: int | None = None
+    seconds: float | None = None
+    """Seconds of training, measurements included."""
+    probe_seconds: float | None = None
+
+    @classmethod
+    def from_run(cls, record: RunRecord, path: str) -> ArmRun:
+        """The numbers of ``record``, whose folder is ``path`` as seen from the study's."""
+        return cls(
+            seed=record.seed,
+            path=path,
+            status=record.status,
+            error=record.error,
+            evaluation=record.evaluation,
+            intervention=record.intervention,
+            updates=record.training.updates if record.training else None,
+            seconds=record.training.seconds if record.training else None,
+            probe_seconds=sum(probe.seconds for probe in record.probes.values()) if record.training else None,
+        )
+
+
+@dataclass(frozen=True)
+class Comparison(_Record):
+    """One arm minus the baseline arm, paired over the same examples and seeds."""
+
+    arm: str
+    metric: str
+    split: str
+    """A split, `OOD_MACRO_MEAN` or `OOD_WORST`."""
+    difference: float | None
+    low: float | None
+    high: float | None
+    n_examples: int
+    n_seeds: int
+    covers: Covers
+    """What would have to be drawn anew for another result: the test examples, or the training seeds as well."""
+
+
+@dataclass(frozen=True)
+class StudyRecord(_Record):
+    """All runs of a study and their comparisons with the baseline arm."""
+
+    name: str
+    baseline: str
+    seeds: tuple[int, ...]
+    metric: str
+    """The metric that the verdict is about."""
+    arms: dict[str, tuple[ArmRun, ...]]
+    comparisons: tuple[Comparison, ...] = ()
+    confidence: float = 0.95
+    started: str | None = None
+    finished: str | None = None
+    command: str | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+def write_record(path: str | PathLike[str], record: RunRecord | StudyRecord) -> None:
+    """Write ``record`` to a JSON file, whole or not at all."""
+    write_json(path, record.to_dict())
+
+
+def read_run(path: str | PathLike[str]) -> RunRecord:
+    """Read a run's results file.
+
+    Raises:
+        ResumeError: If it is missing, not readable, or of a newer version of this package.
+    """
+    return RunRecord.from_dict(_read(path))
+
+
+def read_study(path: str | PathLike[str]) -> StudyRecord:
+    """Read a study's file.
+
+    Raises:
+        ResumeError: If it is missing, not readable, or of a newer version of this package.
+    """
+    return StudyRecord.from_dict(_read(path))
+
+
+def _read(path: str | PathLike[str]) -> Any:
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ResumeError("There is no such results file.", got=path, fix="Let the run finish first.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ResumeError(f"{path} is not JSON: {error}.", fix="Delete the file and run again.") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= SCHEMA_VERSION:
+        raise ResumeError(
+            f"{path} has a schema_version that this package cannot read.",
+            got=repr(version),
+            allowed=f"1 to {SCHEMA_VERSION}",
+            fix="Upgrade hf_early_ood to the version that wrote the file, or run again in another folder.",
+        )
+    return data
+
+
+def _decode(hint: Any, value: Any, path: str) -> Any:
+    """``value``, as JSON gave it, in the type ``hint``."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _decode_record(typing.cast(type, hint), value, path)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _decode(next(argument for argument in arguments if argument is not type(None)), value, path)
+    if origin is dict and isinstance(value, Mapping):
+        return {key: _decode(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
+    if origin is tuple and isinstance(value, (list, tuple)):
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            arguments = (arguments[0],) * len(value)
+        if len(arguments) == len(value):
+            pairs = zip(arguments, value, strict=True)
+            return tuple(_decode(item_hint, item, f"{path}[{i}]") for i, (item_hint, item) in enumerate(pairs))
+    elif origin is Literal and value in arguments:
+        return value
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif hint is Any or (
+        isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+    ):
+        return value
+    raise ResumeError(f"A value in a results file is not usable: {path}.", got=repr(value), allowed=hint)
+
+
+def _decode_record(cls: type, value: Any, path: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ResumeError(f"A part of a results file is not usable: {path or 'all'}.", got=repr(value))
+    hints = typing.get_type_hints(cls)
+    names = {item.name: item for item in dataclasses.fields(cls)}
+    for key in value:
+        if key not in names:
+            raise ResumeError("A results file has an unknown key.", got=f"{path}.{key}".lstrip("."))
+    for name, item in names.items():
+        if item.default is item.default_factory is dataclasses.MISSING and name not in value:
+            raise ResumeError("A results file lacks a key.", got=f"{path}.{name}".lstrip("."))
+    return cls(**{key: _decode(hints[key], item, f"{path}.{key}".lstrip(".")) for key, item in value.items()})

@@ -1,0 +1,1 @@
+"""From texts to batches, losses and models, one module a task."""

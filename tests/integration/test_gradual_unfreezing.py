@@ -1,0 +1,316 @@
+"""Promises 1, 2 and 4 of the design, in a plain Trainer, by values and not by flags."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import torch
+
+from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
+from hf_early_ood.errors import ConfigurationError, DataError, ResumeError, UnsupportedSetupError
+from hf_early_ood.layers import find_layer_groups
+from tests import families
+from tests.training import NUM_EXAMPLES, Recorder, Rows, StopAfter, differences, make_trainer, outcome
+
+AUTO = {
+    "interval": "auto",
+    "probe_every": 1,
+    "probe_size": 8,
+    "probe_batch_size": 4,
+    "window": 1,
+    "tolerance": 1e9,
+    "transient": 2,
+    "max_step": 5,
+}
+# The first change within the tolerance (any is) between measurements from update 2 on: update 3.
+AUTO_DECISION = 3
+
+
+def group_of_parameters(model):
+    groups = find_layer_groups(model)
+    return {name: groups.group_of(name) for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_frozen_tensors_do_not_move_and_released_ones_do(tmp_path, accumulation):
+    recorder = Recorder()
+    callback = GradualUnfreezingCallback(interval=2)
+    trainer = make_trainer(tmp_path, [callback, recorder], gradient_accumulation_steps=accumulation)
+    group = group_of_parameters(trainer.model)
+    trainer.train()
+    assert recorder.in_optimizer == len(group)
+    order = ["head", "block.2", "block.1", "block.0", "embeddings"]
+    assert [record["released"] for record in callback.records] == [[name] for name in order]
+    for step in range(1, 11):
+        before, after = recorder.weights[step - 1], recorder.weights[step]
+        trained = set(order[: (step - 1) // 2 + 1])
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        still = {name for name in before if group[name] not in trained}
+        assert not moved & still, step
+        # Every group that trains moves; single tensors may stay (an attention key bias has no gradient).
+        assert {group[name] for name in moved} == trained, step
+
+
+def test_flags_come_back_and_a_second_training_works(tmp_path):
+    callback = GradualUnfreezingCallback(interval=2)
+    trainer = make_trainer(tmp_path, [callback])
+    frozen_by_user = trainer.model.bert.embeddings.word_embeddings.weight
+    frozen_by_user.requires_grad_(False)
+    start = frozen_by_user.detach().clone()
+    for _ in range(2):
+        trainer.train()
+        assert [n for n, p in trainer.model.named_parameters() if not p.requires_grad] == [
+            "bert.embeddings.word_embeddings.weight"
+        ]
+        assert len(callback.records) == 5
+    assert torch.equal(frozen_by_user, start)
+
+
+def test_interrupted_training_leaves_no_trap(tmp_path):
+    class Broken(Rows):
+        broken = True
+
+        def __getitem__(self, index):
+            if self.broken and self.fetched > 40:
+                raise RuntimeError("disk on fire")
+            self.fetched += 1
+            return super().__getitem__(index)
+
+    dataset = Broken()
+    dataset.fetched = 0
+    trainer = make_trainer(tmp_path, [GradualUnfreezingCallback(interval=2)], dataset=dataset)
+    with pytest.raises(RuntimeError, match="disk on fire"):
+        trainer.train()
+    dataset.broken = False
+    recorder = Recorder()
+    trainer.add_callback(recorder)
+    trainer.train()
+    assert recorder.in_optimizer == 57
+    start, end = recorder.weights[0], recorder.weights[10]
+    assert not torch.equal(
+        start["bert.embeddings.word_embeddings.weight"], end["bert.embeddings.word_embeddings.weight"]
+    )
+
+
+def test_frozen_before_training_is_refused_where_the_optimizer_lacks_layers(tmp_path):
+    trainer = make_trainer(tmp_path, [GradualUnfreezingCallback(interval=2)])
+    for parameter in trainer.model.bert.parameters():
+        parameter.requires_grad_(False)
+    trainer.create_optimizer()
+    for parameter in trainer.model.parameters():
+        parameter.requires_grad_(True)
+    with pytest.raises(UnsupportedSetupError, match=r"does not hold every trainable parameter.*53 of 57|of 57 missing"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5, 9])
+def test_resume_with_fixed_interval_is_bit_identical(tmp_path, stop):
+    whole = make_trainer(tmp_path / "whole", [GradualUnfreezingCallback(interval=2)])
+    whole.train()
+    first = make_trainer(tmp_path / "cut", [GradualUnfreezingCallback(interval=2), StopAfter(stop)])
+    first.train()
+    second = make_trainer(tmp_path / "cut", [GradualUnfreezingCallback(interval=2)])
+    second.train(resume_from_checkpoint=True)
+    assert not differences(outcome(whole), outcome(second))
+
+
+@pytest.mark.parametrize("stop", [1, AUTO_DECISION - 1, AUTO_DECISION, AUTO_DECISION + 1, 7])
+def test_resume_with_auto_interval_is_bit_identical(tmp_path, stop):
+    reference = GradualUnfreezingCallback(**AUTO)
+    whole = make_trainer(tmp_path / "whole", [reference], max_steps=14)
+    whole.train()
+    assert reference.decision.step == AUTO_DECISION
+    first = make_trainer(tmp_path / "cut", [GradualUnfreezingCallback(**AUTO), StopAfter(stop)], max_steps=14)
+    first.train()
+    resumed = GradualUnfreezingCallback(**AUTO)
+    second = make_trainer(tmp_path / "cut", [resumed], max_steps=14)
+    second.train(resume_from_checkpoint=True)
+    assert not differences(outcome(whole), outcome(second))
+
+    def without_times(records):
+        return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+    assert without_times(resumed.records) == without_times(reference.records)
+    lines = (tmp_path / "cut" / "dynamics.jsonl").read_text().splitlines()
+    assert without_times(map(json.loads, lines)) == without_times(reference.records)
+
+
+def test_resume_also_works_when_transformers_restores_callbacks(tmp_path):
+    settings = {"restore_callback_states_from_checkpoint": True}
+    whole = make_trainer(tmp_path / "whole", [GradualUnfreezingCallback(**AUTO)])
+    whole.train()
+    make_trainer(tmp_path / "cut", [GradualUnfreezingCallback(**AUTO), StopAfter(2)], **settings).train()
+    second = make_trainer(tmp_path / "cut", [GradualUnfreezingCallback(**AUTO)], **settings)
+    second.train(resume_from_checkpoint=True)
+    assert not differences(outcome(whole), outcome(second))
+
+
+def test_probes_leave_no_trace(tmp_path):
+    """Measuring up to the decision changes nothing: the run equals one with that interval fixed from the start."""
+    callback = GradualUnfreezingCallback(**AUTO)
+    auto = make_trainer(tmp_path / "auto", [callback])
+    auto.train()
+    assert callback.decision.step == AUTO_DECISION
+    fixed = make_trainer(tmp_path / "fixed", [GradualUnfreezingCallback(interval=AUTO_DECISION, self_check=False)])
+    fixed.train()
+    assert not differences(outcome(auto), outcome(fixed))
+
+
+def test_another_seed_gives_another_outcome(tmp_path):
+    """The comparison above can fail."""
+    outcomes = []
+    for seed in (1, 2):
+        trainer = make_trainer(tmp_path, [GradualUnfreezingCallback(interval=3)], seed=seed)
+        trainer.train()
+        outcomes.append(outcome(trainer))
+    assert differences(*outcomes)
+
+
+def test_fallback_is_taken_and_told(tmp_path):
+    callback = GradualUnfreezingCallback(**{**AUTO, "tolerance": 0.0, "max_step": 2})
+    trainer = make_trainer(tmp_path, [callback])
+    trainer.train()
+    assert (callback.decision.step, callback.decision.reason) == (2, "fallback")
+    history = trainer.state.log_history
+    assert [entry["unfreezing/decision"] for entry in history if "unfreezing/decision" in entry] == [2]
+    assert [e["step"] for e in history if "unfreezing/stage" in e] == [0, 2, 4, 6, 8]
+    assert [e["step"] for e in history if "probe/fisher_trace" in e] == [0, 1, 2]
+
+
+def test_nan_in_a_probe_does_not_stop_training(tmp_path, caplog):
+    callback = GradualUnfreezingCallback(**{**AUTO, "transient": 0, "max_step": 2})
+    trainer = make_trainer(tmp_path, [callback])
+    with torch.no_grad():
+        trainer.model.classifier.bias[0] = float("nan")
+    trainer.train()
+    values = [record["value"] for record in callback.records if "measure" in record]
+    assert values == [None, None, None]
+    assert (callback.decision.reason, callback.decision.num_skipped) == ("fallback", 3)
+
+
+def test_schedule_file_is_followed(tmp_path):
+    path = tmp_path / "schedule.yaml"
+    path.write_text(
+        "interval: 4\ngroups: [embeddings, block.0, block.1, block.2, head]\n"
+        "stages: [[head, block.2], [block.0, block.1]]\n"
+    )
+    callback = GradualUnfreezingCallback(schedule=str(path))
+    recorder = Recorder()
+    trainer = make_trainer(tmp_path / "run", [callback, recorder])
+    group = group_of_parameters(trainer.model)
+    trainer.train()
+    start, end = recorder.weights[0], recorder.weights[10]
+    moved = {group[name] for name in start if not torch.equal(start[name], end[name])}
+    assert moved == {"block.0", "block.1", "block.2", "head"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"interval": 0}, "interval is not usable"),
+        ({"signal": "loss"}, r"Unknown signal\. Got: loss\. Allowed: fisher_trace"),
+        ({"probe_size": 8, "probe_batch_size": 16}, "probe set is smaller than a batch"),
+        ({"probe_every": 0}, "probe_every is not usable"),
+        ({"schedule": "nowhere.yaml"}, r"schedule file does not exist\. Got: nowhere\.yaml"),
+        ({"window": 0}, "window counts measurements"),
+        ({"max_step": 0}, "latest step"),
+        ({"max_step": "late"}, "latest step"),
+        ({"order": "sideways"}, "Unknown order"),
+        ({"initial": "head"}, "list of group names"),
+    ],
+)
+def test_bad_settings_are_refused_at_once(settings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        GradualUnfreezingCallback(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"interval": 10}, ConfigurationError, "interval is longer than training.*interval=10, training makes 10"),
+        ({"initial": ["classifier"], "interval": 1}, ConfigurationError, "nothing to train in this model"),
+        ({"order": ["block.9"], "interval": 1}, ConfigurationError, "Unknown layer group"),
+        ({**AUTO, "max_step": 10}, ConfigurationError, "decision could fall after the end of training"),
+        ({**AUTO, "probe_size": NUM_EXAMPLES + 1}, DataError, f"{NUM_EXAMPLES}"),
+    ],
+)
+def test_what_needs_the_model_is_refused_before_the_first_update(tmp_path, settings, error, message):
+    trainer = make_trainer(tmp_path, [GradualUnfreezingCallback(**settings)])
+    with pytest.raises(error, match=message):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_schedule_of_another_model_is_refused(tmp_path):
+    path = tmp_path / "schedule.yaml"
+    path.write_text("interval: 4\ngroups: [block.0, head]\nstages: [[head], [block.0]]\n")
+    trainer = make_trainer(tmp_path, [GradualUnfreezingCallback(schedule=str(path))])
+    with pytest.raises(ConfigurationError, match="made for another model"):
+        trainer.train()
+
+
+def test_late_groups_are_named(tmp_path, caplog):
+    logging.getLogger("hf_early_ood").setLevel(logging.WARNING)
+    trainer = make_trainer(tmp_path, [GradualUnfreezingCallback(interval=3)])
+    with caplog.at_level(logging.WARNING, logger="hf_early_ood"):
+        trainer.train()
+    assert "never released: embeddings" in caplog.text
+
+
+def test_checkpoint_without_the_callback_is_refused(tmp_path):
+    make_trainer(tmp_path, [StopAfter(3)]).train()
+    trainer = make_trainer(tmp_path, [GradualUnfreezingCallback(interval=2)])
+    with pytest.raises(ResumeError, match="made without GradualUnfreezingCallback"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_checkpoint_of_other_settings_is_refused(tmp_path):
+    make_trainer(tmp_path, [GradualUnfreezingCallback(interval=2), StopAfter(3)]).train()
+    trainer = make_trainer(tmp_path, [GradualUnfreezingCallback(interval=4)])
+    with pytest.raises(ResumeError, match=r"other settings.*\{'interval': 4\} now, \{'interval': 2\}"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_checkpoint_of_another_probe_set_is_refused(tmp_path):
+    settings = {**AUTO, "transient": 5, "max_step": 8}
+    make_trainer(tmp_path, [GradualUnfreezingCallback(**settings), StopAfter(2)]).train()
+    other = GradualUnfreezingCallback(**settings, probe_dataset=Rows(length=5))
+    with pytest.raises(ResumeError, match="other probe set"):
+        make_trainer(tmp_path, [other]).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"deepspeed": "zero.json"}, "cannot run under DeepSpeed"),
+        ({"fsdp": "full_shard"}, "does not run under FSDP"),
+    ],
+)
+def test_launchers_that_cannot_be_correct_are_refused(tmp_path, attributes, message):
+    callback = GradualUnfreezingCallback(interval=2)
+    trainer = make_trainer(tmp_path, [callback])
+    for name, value in attributes.items():
+        setattr(trainer.args, name, value)
+    arguments = {"model": trainer.model, "optimizer": None, "train_dataloader": None}
+    with pytest.raises(UnsupportedSetupError, match=message):
+        callback.on_train_begin(trainer.args, trainer.state, trainer.control, **arguments)
+
+
+def test_lora_releases_only_what_the_user_made_trainable(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(
+        families.build("bert"),
+        peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"]),
+    )
+    recorder = Recorder()
+    trainer = make_trainer(tmp_path, [GradualUnfreezingCallback(interval=2), recorder], model=model)
+    trainer.train()
+    start, end = recorder.weights[0], recorder.weights[10]
+    moved = {name for name in start if not torch.equal(start[name], end[name])}
+    assert moved == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert all("lora_" in name or "modules_to_save" in name for name in moved)
+    assert recorder.in_optimizer == len(moved)
+    for name in (n for n in moved if "layer.0" in n):
+        assert torch.equal(start[name], recorder.weights[6][name])  # released after 6 updates

@@ -1,0 +1,121 @@
+"""The taps know what they measure, or say that they do not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_early_ood.errors import ProbeError
+from hf_early_ood.probes.fisher import fisher_trace
+from hf_early_ood.probes.likelihood import Scorer, likelihood_for
+from hf_early_ood.probes.reference import fisher_trace_loop
+from hf_early_ood.probes.taps import Layout, survey
+from tests import families
+from tests.probes import toys
+
+
+def found(model: torch.nn.Module, batch: dict[str, torch.Tensor]):
+    scorer = Scorer(model.eval(), likelihood_for(model), "sampled")
+    return survey(model, dict(model.named_parameters()), batch, scorer.log_probs)
+
+
+def test_layouts_are_learned_where_shapes_coincide() -> None:
+    batch = toys.words(4, 4)
+    layouts = {
+        kind: found(toys.make(kind), batch).layouts[("dense.weight", "dense.bias"), 1]
+        for kind in (toys.ToyForSequenceClassification, toys.PositionFirst)
+    }
+    assert layouts == {toys.ToyForSequenceClassification: Layout(0), toys.PositionFirst: Layout(1)}
+    shared = found(toys.make(toys.SharedPositions), batch).layouts
+    assert shared[("positions.weight",), 1].broadcast
+    assert not shared[("mix.weight", "mix.bias"), 1].broadcast  # it sees the expanded positions
+
+
+@pytest.mark.parametrize("position_major", [False, True])
+def test_flattened_outputs_are_example_major_or_refused(position_major: bool) -> None:
+    model = toys.make(toys.Flattened, position_major)
+    batch, groups = toys.words(4, 4), toys.one_group(model)
+    plan = found(model, batch)
+    assert ("dense.weight" in plan.covered) is not position_major
+    assert {"embedding.weight", "head.weight", "head.bias"} <= plan.covered
+    actual = fisher_trace(model, [batch], estimator="exact", groups=groups)
+    assert actual.total == pytest.approx(fisher_trace_loop(model, [batch], groups=groups).total, rel=1e-9)
+
+
+def test_a_broadcast_output_that_cannot_be_expanded_is_refused() -> None:
+    model = toys.make(toys.FirstRowOnly)
+    batch, groups = toys.words(4, 4), toys.one_group(model)
+    assert "positions.weight" not in found(model, batch).covered
+    actual = fisher_trace(model, [batch], estimator="exact", groups=groups)
+    assert set(actual.fallbacks) == {"positions.weight"}
+    assert actual.total == pytest.approx(fisher_trace_loop(model, [batch], groups=groups).total, rel=1e-9)
+
+
+def test_examples_that_influence_each_other_are_an_error() -> None:
+    model = toys.make(toys.Interacting)
+    with pytest.raises(ProbeError, match="depends on the other examples"):
+        fisher_trace(model, [toys.words()], groups=toys.one_group(model))
+
+
+def test_gradients_that_cross_examples_are_not_taken_for_exact() -> None:
+    model = toys.make(toys.Peeking)
+    plan = found(model, toys.words())
+    assert "dense.weight" not in plan.covered
+    assert "head.weight" in plan.covered
+
+
+def test_a_tap_that_misses_a_use_is_noticed() -> None:
+    # The embedding table is used by its module and, transposed, by a product: one use is seen, two are read.
+    assert "embedding.weight" not in found(toys.make(toys.TiedTwice), toys.words()).covered
+
+
+def test_unused_parameters_are_zero_and_proven_so() -> None:
+    model = toys.make(toys.Sometimes, False)
+    groups = toys.one_group(model)
+    plan = found(model, toys.words())
+    assert plan.unused == {"extra.weight", "extra.bias"}
+    trace = fisher_trace(model, [toys.words()], groups=groups)
+    assert trace.total == pytest.approx(fisher_trace_loop(model, [toys.words()], groups=groups).total)
+    assert trace.fallbacks == {}
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_a_parameter_that_only_some_examples_use_is_an_error(functional: bool) -> None:
+    model = toys.make(toys.Sometimes, functional)
+    later = {"input_ids": torch.full((2, 4), 10)}
+    with pytest.raises(ProbeError, match=r"used (in another way|for some probe examples only)"):
+        fisher_trace(model, [toys.words(), later], groups=toys.one_group(model))
+
+
+def test_a_table_that_changes_in_the_forward_pass_is_an_error() -> None:
+    model = toys.make(toys.Renormalized)
+    with pytest.raises(ProbeError, match=r"changed the model it measured\. Got: embedding\.weight"):
+        fisher_trace(model, [toys.words()], estimator="exact", groups=toys.one_group(model))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "t5", "mobilebert"])
+def test_normalizations_written_in_python_are_recognized(family: str) -> None:
+    model = families.build(family).double()
+    for name, parameter in model.named_parameters():
+        if "norm" in name.lower():
+            parameter.data.zero_() if "layers.1" in name else torch.nn.init.normal_(parameter)
+    batch = families.inputs(family, model, 4, 7)
+    plan = found(model, batch)
+    assert plan.elementwise
+    norms = {f"{n}.weight" for n, m in model.named_modules() if type(m).__name__.endswith(("Norm", "NoNorm"))}
+    assert norms <= plan.covered | plan.unused
+    loop = fisher_trace_loop(model, [batch])
+    actual = fisher_trace(model, [batch], estimator="exact")
+    assert actual.total == pytest.approx(loop.total, rel=1e-6)
+    assert actual.per_group == pytest.approx(loop.per_group, rel=1e-6)
+
+
+def test_no_hook_stays_behind() -> None:
+    model = families.build("llama")
+    batch = families.inputs("llama", model)
+    fisher_trace(model, [batch])
+    model.score.weight.data.fill_(float("nan"))
+    with pytest.raises(ProbeError, match="not finite"):
+        fisher_trace(model, [batch])
+    assert not any(module._forward_hooks for module in model.modules())
+    assert torch.overrides._get_current_function_mode() is None
