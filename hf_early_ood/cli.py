@@ -105,7 +105,7 @@ def _study(options: argparse.Namespace) -> int:
 
     config = load_study(options.config, options.overrides)
     from hf_early_ood.experiment import check
-    from hf_early_ood.report.tables import study_text
+    from hf_early_ood.report.tables import study_report
     from hf_early_ood.study import run_study
 
     if options.dry_run:
@@ -116,7 +116,7 @@ def _study(options: argparse.Namespace) -> int:
         return 0
     record = run_study(config, command=options.command_line)
     if _is_main_process():
-        print(study_text(record))
+        print(study_report(record))
     return 0 if all(run.status == "complete" for runs in record.arms.values() for run in runs) else 1
 
 

@@ -19,8 +19,8 @@ RESULTS_FILE = "results.json"
 DYNAMICS_FILE = "dynamics.jsonl"
 PREDICTIONS_FILE = "predictions.npz"
 SIGNAL_FIGURE = "signal.png"
+COMPARISON_FIGURE = "comparison.png"
 MODEL_FOLDER = "model"
-TRAINER_FOLDER = "trainer"
 
 # Files of a study folder
 STUDY_FILE = "study.json"

@@ -144,7 +144,10 @@ def _read_folder(spec: SplitSpec, path: Path) -> Dataset:
             allowed=f"folders of save_to_disk, files {', '.join(FILE_SUFFIXES)}",
             fix="Name one file of the folder, or save the data set with save_to_disk.",
         )
-    loaded = load_from_disk(str(path))
+    try:
+        loaded = load_from_disk(str(path))
+    except IndexError as error:  # what `datasets` raises where no row was saved
+        raise DataError("The saved data set has no examples.", got=spec.source) from error
     if isinstance(loaded, DatasetDict):
         return _only_split(spec, loaded)
     _refuse(spec, "a single saved data set", "split")

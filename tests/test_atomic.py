@@ -109,7 +109,7 @@ def test_plain_values_of_many_types() -> None:
 
 
 def test_keys_must_be_text() -> None:
-    with pytest.raises(TypeError, match="key of a JSON object must be text. Got: 3"):
+    with pytest.raises(TypeError, match=r"key of a JSON object must be text\. Got: 3"):
         atomic.dumps({3: "a"})
 
 

@@ -211,6 +211,37 @@ def test_albert_says_that_its_layers_are_one() -> None:
     assert "only one block: all of its 3 layers share it" in note
 
 
+class Odd(nn.Module):
+    """Each leftover is registered on the wrong side of the layers; what it is can only be told from its name."""
+
+    BOTTOM = ("emb", "wte", "wpe", "rel_bias", "relative_bias", "position_bias", "shared")
+    TOP = ("pooler", "project_out", "final_norm", "last_norm", "ln_f", "norm_f")
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in self.TOP:
+            self.add_module(name, nn.Linear(4, 4))
+        self.first = nn.Linear(4, 4)
+        self.tables = nn.ModuleList([nn.Embedding(99, 4), nn.Embedding(99, 4)])
+        self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(4)])
+        self.last = nn.Linear(4, 4)
+        self.outputs = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])
+        for name in self.BOTTOM:
+            self.add_module(name, nn.Linear(4, 4))
+
+
+def test_names_and_then_order_decide_about_what_is_in_no_block() -> None:
+    model = Odd()
+    groups = find_layer_groups(model)
+    assert groups.names == ("embeddings", "block.0", "block.1", "block.2", "block.3", "head")
+    homes = {name: groups.group_of(f"{name}.weight") for name in (*Odd.TOP, "first", "last", *Odd.BOTTOM)}
+    assert {name for name, home in homes.items() if home == "embeddings"} == {*Odd.BOTTOM, "first"}
+    assert {name for name, home in homes.items() if home == "head"} == {*Odd.TOP, "last"}
+    assert groups.group_of("tables.1.weight") == "embeddings"  # big, but no layers
+    assert groups.group_of("outputs.1.weight") == "head"  # a list, but small
+    assert_covers(groups, model)
+
+
 # Ties.
 
 
@@ -278,12 +309,9 @@ def test_lora_on_some_layers_drops_the_empty_blocks() -> None:
     check_layer_groups(model, families.inputs("bert", model))
 
 
-def test_lora_on_embeddings_and_a_saved_position_table() -> None:
-    model = lora(
-        families.build("bert"),
-        target_modules=["word_embeddings", "query"],
-        modules_to_save=["position_embeddings", "classifier"],
-    )
+@pytest.mark.parametrize("saved", [["classifier"], ["classifier", "position_embeddings"]])
+def test_lora_on_embeddings(saved: list[str]) -> None:
+    model = lora(families.build("bert"), target_modules=["word_embeddings", "query"], modules_to_save=saved)
     groups = find_layer_groups(model)
     assert list(groups.names) == SINGLE
     assert any("lora_embedding_A" in name for name in groups["embeddings"].parameters)
@@ -535,6 +563,22 @@ def test_self_check_leaves_no_trace(fails: bool) -> None:
     assert all(p.grad is grads[name] for name, p in model.named_parameters())
     assert torch.equal(rng, torch.get_rng_state())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_self_check_runs_in_eval_mode_and_gives_random_numbers_back() -> None:
+    modes = []
+
+    class Noisy(Unknown):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            modes.append(self.layers.training)
+            return super().forward(ids) + torch.rand(())
+
+    model = Noisy().train()
+    rng = torch.get_rng_state()
+    check_layer_groups(model, {"ids": torch.tensor([1, 2])}, find_layer_groups(model, blocks="layers"))
+    assert modes == [False] * 4
+    assert model.layers.training
+    assert torch.equal(rng, torch.get_rng_state())
 
 
 # The containers.

@@ -95,7 +95,7 @@ def test_required_key_is_named(tmp_path: Path) -> None:
     data = records.run().to_dict()
     del data["arm"]
     atomic.write_json(tmp_path / "r.json", data)
-    with pytest.raises(ResumeError, match="lacks a key. Got: arm"):
+    with pytest.raises(ResumeError, match=r"lacks a key\. Got: arm"):
         results.read_run(tmp_path / "r.json")
 
 
@@ -205,7 +205,7 @@ def test_line_that_was_cut_off_is_left_out(tmp_path: Path, caplog: pytest.LogCap
 def test_line_that_is_not_usable_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "dynamics.jsonl"
     path.write_text(f"{atomic.dumps(_measured(0))}\n{line}\n")
-    with pytest.raises(ResumeError, match="Line 2 of .* is not usable"):
+    with pytest.raises(ResumeError, match=r"Line 2 of .* is not usable"):
         dynamics.read_dynamics(path)
 
 

@@ -168,6 +168,27 @@ class GradualUnfreezingCallback(TrainerCallback, ExportableState):
         """Measurements and events so far, as in the dynamics file."""
         return self._run.log.records if self._run else []
 
+    @property
+    def stage(self) -> int:
+        """The stage that trains now; 0 before training."""
+        return self._run.stage if self._run else 0
+
+    def preview(self, model: nn.Module, total_updates: int) -> str:
+        """The stage table of a model, without training it.
+
+        Raises:
+            EarlyOODError: Whatever :meth:`on_train_begin` would find wrong with model, schedule and length.
+        """
+        groups = find_layer_groups(model).trainable()
+        schedule = self._make_schedule(groups.names, total_updates)
+        if not schedule.is_resolved:
+            _check_decision_falls_in_training(
+                self._make_detector(total_updates, 0, len(groups)).max_step, total_updates
+            )
+        warning = schedule.check_length(total_updates)
+        notes = [f"Note: {note}" for note in (*groups.notes, *([warning] if warning else []))]
+        return "\n".join([groups.table(), f"{total_updates} updates", schedule.to_yaml().rstrip(), *notes])
+
     # What follows a Trainer's events, in their order.
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):

@@ -86,7 +86,7 @@ def read_yaml(path: str | PathLike[str], problems: Problems) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{path} is not YAML: {error}") from error
     if not isinstance(data, dict):
-        raise ConfigurationError(f"{path} is not a section of keys.", got=data, allowed="lines like 'key: value'")
+        raise ConfigurationError(f"{path} is not a section of keys.", got=repr(data), allowed="lines like 'key: value'")
     _note_duplicates(node, "", problems, set())
     return data
 

@@ -288,27 +288,31 @@ def _dict_value(value: Any, hint: Any, path: str, problems: Problems, known: Kno
     if not isinstance(value, Mapping):
         problems.add(path, "must be a section of keys", got=value)
         return INVALID
-    result: dict[str, Any] = {}
+    result: Any = {}
+    names_are_text = True
     for key, item in value.items():
         if not isinstance(key, str):
             # The language code "no" is the classic case: YAML reads it as false.
             problems.add(
                 path, "a name in it is not text: put names that YAML reads as something else in quotes", got=key
             )
+            names_are_text = False
         elif dataclasses.is_dataclass(hint):
             result[key] = build(typing.cast(type, hint), item, join(path, key), problems, known)
         else:
             result[key] = item
-    return result
+    return result if names_are_text else INVALID
 
 
-def _suggest(path: str, key: object, siblings: Iterable[str], elsewhere: Iterable[str]) -> str:
-    """The closest known key: among the siblings first, then by its last part anywhere."""
+def _suggest(path: str, key: Any, siblings: Iterable[str], elsewhere: Iterable[str]) -> str:
+    """The same key in another section, else the closest sibling, else the closest key anywhere."""
     siblings = list(siblings)
+    leaves = {dotted.rsplit(".", 1)[-1]: dotted for dotted in elsewhere}
+    if key in leaves:
+        return f"Did you mean '{leaves[key]}'?"
     close = difflib.get_close_matches(str(key), siblings, n=1, cutoff=0.6)
     if close:
         return f"Did you mean '{join(path, close[0])}'?"
-    leaves = {dotted.rsplit(".", 1)[-1]: dotted for dotted in elsewhere}
     close = difflib.get_close_matches(str(key), list(leaves), n=1, cutoff=0.8)
     if close:
         return f"Did you mean '{leaves[close[0]]}'?"

@@ -67,6 +67,8 @@ def check_training(training: Mapping[str, Any], path: str, problems: Problems) -
     Returns:
         The same keys with values of the right type.
     """
+    if not training:
+        return {}  # and nothing is imported
     fields = training_fields()
     result = {}
     for name, value in training.items():

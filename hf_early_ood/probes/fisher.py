@@ -18,7 +18,8 @@ from .batches import num_rows
 from .isolation import isolated
 from .likelihood import LABEL_CHOICES, Scorer, check_choice, likelihood_for
 from .reference import loop_norms
-from .taps import Plan, Taps, graph_reads, survey
+from .survey import graph_reads, survey
+from .taps import Plan, Taps
 from .trace_record import FisherTrace, Measured, summarize
 
 ESTIMATORS = ("auto", "exact", "rademacher", "loop")
@@ -156,7 +157,7 @@ class _Task:
         with requires_grad_set(self._everything(), unused):
             with Taps(self.scorer.model, self.measured.parameters, plan, rows) as taps:
                 log_probs = self.scorer.log_probs(batch)
-            used = graph_reads(log_probs, unused)
+            used = graph_reads(log_probs, unused) if unused else None
             if used:
                 raise ProbeError(
                     "A parameter is used for some probe examples only.",

@@ -44,7 +44,8 @@ def isolated(model: nn.Module) -> Iterator[None]:
 
     Restored, also after an exception: train/eval flag of every module, ``requires_grad`` and ``.grad`` (the same
     tensors) of every parameter, buffers (values and identity), random states of python, numpy and torch. The
-    weights are not copied; that they were left alone is checked by their version counters.
+    weights are not copied; that they were left alone is checked by their version counters, which see every
+    in-place operation except those on ``.data``.
 
     Args:
         model: The model to be measured.
@@ -66,7 +67,6 @@ def isolated(model: nn.Module) -> Iterator[None]:
     gradients = {name: (p.grad, None if p.grad is None else p.grad._version) for name, p in parameters.items()}
     buffers = {module: dict(module._buffers) for module in model.modules()}
     values = {b: b.detach().clone() for owned in buffers.values() for b in owned.values() if b is not None}
-    buffer_versions = {buffer: buffer._version for buffer in values}
     trainable = [name for name, parameter in parameters.items() if parameter.requires_grad]
     changed = []
     with random_state_kept(), requires_grad_set(parameters, trainable):
@@ -86,7 +86,7 @@ def isolated(model: nn.Module) -> Iterator[None]:
                 module._buffers.update(owned)
             with torch.no_grad():
                 for buffer, value in values.items():
-                    if buffer._version != buffer_versions[buffer]:
+                    if not torch.equal(buffer, value):  # batch norm writes without a new version number
                         buffer.copy_(value)
     # Reached only without an exception: one from the block must not be hidden behind this one.
     now = dict(model.named_parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from itertools import pairwise
 
 import pytest
@@ -81,7 +82,9 @@ def test_unusual_uses_are_exact(toy: type[toys.ToyForSequenceClassification], ro
     groups = toys.one_group(model)
     actual = fisher_trace(model, batches, estimator="exact", groups=groups)
     assert_same(actual, fisher_trace_loop(model, batches, groups=groups))
-    assert set(actual.fallbacks) == ({"embedding.weight"} if toy is toys.TiedTwice else set())
+    # The tied table is read by two rules; writing into the output of ``dense`` takes its tap out of the graph.
+    left = {toys.TiedTwice: {"embedding.weight"}, toys.InPlace: {"dense.weight", "dense.bias"}}
+    assert set(actual.fallbacks) == left.get(toy, set())
 
 
 def test_shared_weights_have_cross_terms() -> None:
@@ -153,10 +156,17 @@ def test_under_a_hook_that_makes_the_embeddings_require_a_gradient() -> None:
     model = double("bert")
     model.enable_input_require_grads()
     batches = bert_batches(model)
+    graphs = []
+    model.bert.encoder.register_forward_pre_hook(lambda m, args: graphs.append(args[0].requires_grad))
     assert_same(fisher_trace(model, batches), fisher_trace_loop(model, batches))
     for parameter in model.bert.embeddings.parameters():
         parameter.requires_grad_(False)
-    assert_same(fisher_trace(model, batches), fisher_trace_loop(model, batches))
+    expected = fisher_trace_loop(model, batches)
+    graphs.clear()
+    actual = fisher_trace(model, batches)
+    assert_same(actual, expected)
+    assert not actual.fallbacks
+    assert not any(graphs)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -238,7 +248,7 @@ def test_signs_do_not_follow_the_labels() -> None:
     assert abs(float(ratios.mean()) - 1) < 4 * float(ratios.std()) / 10
 
 
-@pytest.mark.parametrize("family", ["t5", "mpnet"])
+@pytest.mark.parametrize("family", ["t5", "deberta"])
 def test_auto_leaves_only_uncovered_parameters_to_signs(family: str) -> None:
     model = double(family)
     batches = [families.inputs(family, model, 4, 7, seed=s) for s in range(3)]
@@ -250,9 +260,9 @@ def test_auto_leaves_only_uncovered_parameters_to_signs(family: str) -> None:
     for group in set(exact.per_group) - touched:
         assert auto.per_group[group] == pytest.approx(exact.per_group[group], rel=1e-12)
     assert any(auto.per_group[group] != pytest.approx(exact.per_group[group], rel=1e-9) for group in touched)
-    draws = torch.tensor([fisher_trace(model, batches, labels="argmax", seed=s).total for s in range(50)])
+    draws = [fisher_trace(model, batches, labels="argmax", seed=s).total for s in range(20)]
     truth = fisher_trace(model, batches, labels="argmax", estimator="exact").total
-    assert abs(draws.mean() - truth) < 4 * draws.std() / math.sqrt(50)
+    assert abs(statistics.mean(draws) - truth) < 4 * statistics.stdev(draws) / math.sqrt(20)
 
 
 def test_auto_is_exact_where_all_is_covered() -> None:
@@ -291,7 +301,7 @@ def test_head_bias_has_its_closed_form() -> None:
         parameter.requires_grad_(name == "head.bias")
     batch = toys.words()
     trace = fisher_trace(model, [batch], labels="expected", groups=toys.one_group(model))
-    p = model(**batch).logits.softmax(-1)
+    p = model(**batch).logits.detach().softmax(-1)
     assert trace.total == pytest.approx(float(1 - p.square().sum(-1).mean()))
     assert trace.num_parameters == toys.CLASSES
 

@@ -9,7 +9,8 @@ from hf_early_ood.errors import ProbeError
 from hf_early_ood.probes.fisher import fisher_trace
 from hf_early_ood.probes.likelihood import Scorer, likelihood_for
 from hf_early_ood.probes.reference import fisher_trace_loop
-from hf_early_ood.probes.taps import Layout, survey
+from hf_early_ood.probes.survey import survey
+from hf_early_ood.probes.taps import Layout
 from tests import families
 from tests.probes import toys
 

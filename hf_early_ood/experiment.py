@@ -1,0 +1,370 @@
+"""One run: configuration -> data and model -> training -> evaluation on every split -> results file."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_early_ood import names
+from hf_early_ood.atomic import replacing, write_text
+from hf_early_ood.bundled.models import BUNDLED_MODEL, WEIGHTS_SHA256
+from hf_early_ood.config import RunConfig, load_run
+from hf_early_ood.data import Splits, load_splits
+from hf_early_ood.dynamics import read_dynamics
+from hf_early_ood.environment import capture_environment
+from hf_early_ood.errors import ConfigurationError, ResumeError
+from hf_early_ood.evaluation.suites import SuiteEvaluation, evaluate_splits, model_predictor
+from hf_early_ood.layers import find_layer_groups
+from hf_early_ood.report.figures import signal_figure
+from hf_early_ood.results import (
+    EvaluationRecord,
+    InterventionRecord,
+    MetricValue,
+    ModelRecord,
+    OODSummary,
+    ProbeRecord,
+    RunRecord,
+    SplitEvaluation,
+    SplitRecord,
+    TrainingRecord,
+    WorstSet,
+    read_run,
+    write_record,
+)
+from hf_early_ood.schedules import AUTO
+from hf_early_ood.sources import SplitSpec
+from hf_early_ood.tasks.sequence_classification import data_collator, load_classifier, tokenize
+from hf_early_ood.trainer import EarlyOODTrainer
+from hf_early_ood.training import StageTimer, count_updates, make_arguments, make_callback
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: RunConfig, *, command: str = "") -> RunRecord:
+    """Train and evaluate one model; write the folder of the run.
+
+    The folder gets the resolved configuration, ``results.json``, ``predictions.npz`` (what every example was predicted
+    to be, for paired comparisons), the series of measurements and its figure, and the model. A run that is finished is
+    read, not made again; one that was stopped goes on from its last checkpoint.
+
+    Args:
+        config: The settings of the run.
+        command: What the user typed, for the record.
+
+    Returns:
+        The record that was written to ``results.json``.
+
+    Raises:
+        ResumeError: If the folder belongs to another run.
+        EarlyOODError: If anything else is wrong with settings, data or model, before the first update.
+    """
+    folder = Path(config.output_dir)
+    finished = claim(folder, config)
+    if finished is not None:
+        logger.info("%s, seed %s: finished before, read from %s", config.name, config.seed, folder)
+        return finished
+    progress = _Progress(command)
+    with progress.phase("load"):
+        material = prepare(config)
+    if PartialState().is_main_process:
+        write_text(folder / names.CONFIG_FILE, config.to_yaml())
+    try:
+        record = _train_and_evaluate(config, material, folder, progress)
+    except Exception as error:
+        # The record says what happened; the checkpoint and the series are still there to go on from.
+        if PartialState().is_main_process:
+            failed = progress.record(config, status="failed", error=f"{type(error).__name__}: {error}")
+            write_record(folder / names.RESULTS_FILE, failed)
+        raise
+    if PartialState().is_main_process:
+        write_record(folder / names.RESULTS_FILE, record)
+    PartialState().wait_for_everyone()
+    return record
+
+
+def check(config: RunConfig) -> str:
+    """Do everything that comes before training and return what would be trained, in words.
+
+    Raises:
+        EarlyOODError: Whatever is wrong with folder, settings, data or model.
+    """
+    claim(Path(config.output_dir), config)
+    arguments, callback = make_arguments(config), make_callback(config)
+    material = prepare(config)
+    lines = [f"labels: {', '.join(material.splits.label_names)}"]
+    for name, report in material.splits.report.splits.items():
+        counts = ", ".join(f"{count:,} {label}" for label, count in report.label_counts.items())
+        lines.append(f"{name}: {report.num_examples:,} ({counts})")
+    num_examples = len(material.tokenized[names.TRAIN])
+    updates = count_updates(arguments, num_examples)
+    if callback is None:
+        return "\n".join([*lines, f"{updates} updates of all layers"])
+    probe = config.intervention.probe
+    if config.intervention.interval == AUTO and probe.size > num_examples:
+        raise ConfigurationError(
+            "The probe set is larger than the training set.",
+            got=f"intervention.probe.size={probe.size}, {num_examples} training examples",
+            fix="Lower intervention.probe.size.",
+        )
+    return "\n".join([*lines, callback.preview(material.model, updates)])
+
+
+def claim(folder: Path, config: RunConfig) -> RunRecord | None:
+    """Make sure that a folder is free or belongs to this very run; return its record if it is complete.
+
+    Raises:
+        ResumeError: The folder holds another run, or something else.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    fix = "Give another output_dir, or delete the folder."
+    if not (folder / names.CONFIG_FILE).is_file():
+        raise ResumeError("The output folder is not empty and holds no run.", got=folder, fix=fix)
+    theirs = load_run(folder / names.CONFIG_FILE)
+    if theirs.fingerprint() != config.fingerprint():
+        raise ResumeError(
+            "The output folder belongs to another run.",
+            got=f"{folder}, which differs in {', '.join(_differing_keys(theirs.to_dict(), config.to_dict()))}",
+            fix=fix,
+        )
+    results = folder / names.RESULTS_FILE
+    record = read_run(results) if results.is_file() else None
+    return record if record is not None and record.status == "complete" else None
+
+
+def load(config: RunConfig) -> Splits:
+    """Load and check all splits of a run."""
+    data = config.data
+
+    def spec(split: Any) -> SplitSpec:
+        return SplitSpec(split.source, split.split, split.name, split.revision, split.max_examples)
+
+    return load_splits(
+        train=spec(data.train),
+        id_validation=spec(data.id_validation),
+        id_test=spec(data.id_test),
+        ood={name: spec(split) for name, split in data.ood.items()},
+        text=data.text,
+        text_pair=data.text_pair,
+        label=data.label,
+        seed=data.seed,
+        drop_near_duplicates=data.drop_near_duplicates,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What training and evaluation work on."""
+
+    splits: Splits
+    tokenized: dict[str, Dataset]
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def prepare(config: RunConfig) -> Material:
+    """Load the data and the model of a run."""
+    splits = load(config)
+    model, tokenizer = load_classifier(
+        config.model.name, splits.label_names, seed=config.seed, revision=config.model.revision
+    )
+    tokenized = {name: tokenize(dataset, tokenizer, config.data.max_length) for name, dataset in splits.items()}
+    return Material(splits, tokenized, model, tokenizer)
+
+
+def _train_and_evaluate(config: RunConfig, material: Material, folder: Path, progress: _Progress) -> RunRecord:
+    arguments, callback, timer = make_arguments(config), make_callback(config), StageTimer()
+    collator = data_collator(material.tokenizer)
+    trainer = EarlyOODTrainer(
+        model=material.model,
+        args=arguments,
+        train_dataset=material.tokenized[names.TRAIN],
+        # The only set that may choose a checkpoint.
+        eval_dataset=material.tokenized[names.ID_VALIDATION],
+        data_collator=collator,
+        processing_class=material.tokenizer,
+        callbacks=[timer] if callback is None else [timer, callback],
+    )
+    timer.stage_of = lambda: trainer.unfreezing.stage if trainer.unfreezing else 0
+    progress.parts["data"] = _data_record(material.splits)
+    progress.parts["model"] = _model_record(config, material.model)
+
+    with progress.phase("train"):
+        output = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    history = trainer.state.log_history
+    progress.parts["training"] = TrainingRecord(
+        updates=trainer.state.global_step,
+        epochs=float(trainer.state.epoch or 0.0),
+        seconds=progress.seconds["train"],
+        train_loss=float(output.training_loss),
+        seconds_per_stage={str(stage): seconds for stage, seconds in timer.seconds.items()},
+        loss_curve=tuple((entry["step"], entry["loss"]) for entry in history if "loss" in entry),
+    )
+    _record_unfreezing(config, trainer, folder, progress)
+
+    with progress.phase("evaluate"):
+        held_out = {name: dataset for name, dataset in material.tokenized.items() if name != names.TRAIN}
+        evaluation = evaluate_splits(
+            model_predictor(material.model, collator, batch_size=config.evaluation.batch_size),
+            held_out,
+            label_names=material.splits.label_names,
+            num_resamples=config.evaluation.bootstrap_samples,
+            confidence=config.evaluation.confidence,
+            seed=config.evaluation.seed,
+        )
+    selected_by = "last update"
+    if arguments.load_best_model_at_end:
+        selected_by = f"{arguments.metric_for_best_model} on {names.ID_VALIDATION}"
+    progress.parts["evaluation"] = evaluation_record(evaluation, selected_by)
+    if PartialState().is_main_process:
+        write_predictions(folder / names.PREDICTIONS_FILE, evaluation)
+        if config.evaluation.save_model:
+            material.model.save_pretrained(folder / names.MODEL_FOLDER)
+            material.tokenizer.save_pretrained(folder / names.MODEL_FOLDER)
+    return progress.record(config, status="complete")
+
+
+@dataclass
+class _Progress:
+    """What a run has done so far, so that a failed one can say it too."""
+
+    command: str
+    started: str = field(default_factory=lambda: _now())
+    seconds: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = time.perf_counter() - begin
+
+    def record(self, config: RunConfig, **status: Any) -> RunRecord:
+        return RunRecord(
+            arm=config.name,
+            seed=config.seed,
+            config=config.to_dict(),
+            config_fingerprint=config.fingerprint(),
+            environment=capture_environment(),
+            started=self.started,
+            finished=_now(),
+            command=self.command,
+            timing=dict(self.seconds),
+            **self.parts,
+            **status,
+        )
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _record_unfreezing(config: RunConfig, trainer: EarlyOODTrainer, folder: Path, progress: _Progress) -> None:
+    """What was released when, what it cost to decide, and the figure of it."""
+    if trainer.unfreezing is None:
+        progress.parts["intervention"] = InterventionRecord(config.intervention.method)
+        return
+    PartialState().wait_for_everyone()
+    series = read_dynamics(folder / names.DYNAMICS_FILE)
+    progress.parts["intervention"] = InterventionRecord(config.intervention.method, series.stages, series.decision)
+    measurements = series.of(names.FISHER_TRACE)
+    if not measurements:
+        return
+    seconds = sum(item.seconds or 0.0 for item in measurements)
+    total = progress.seconds["train"]
+    progress.parts["probes"] = {names.FISHER_TRACE: ProbeRecord(len(measurements), seconds, seconds / total)}
+    if PartialState().is_main_process:
+        signal_figure(
+            measurements,
+            series.decision,
+            series.stages,
+            folder / names.SIGNAL_FIGURE,
+            groups=find_layer_groups(trainer.model).trainable().names,
+            num_updates=trainer.state.global_step,
+        )
+
+
+def _data_record(splits: Splits) -> dict[str, SplitRecord]:
+    return {
+        name: SplitRecord(report.num_examples, report.fingerprint, report.near_duplicates)
+        for name, report in splits.report.splits.items()
+    }
+
+
+def _model_record(config: RunConfig, model: PreTrainedModel) -> ModelRecord:
+    return ModelRecord(
+        name=config.model.name,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        revision=config.model.revision,
+        weights_sha256=WEIGHTS_SHA256 if config.model.name == BUNDLED_MODEL else None,
+    )
+
+
+def evaluation_record(evaluation: SuiteEvaluation, selected_by: str) -> EvaluationRecord:
+    """An evaluation in the form of the results file."""
+
+    def value(estimate: Any) -> MetricValue:
+        return MetricValue(estimate.value, estimate.low, estimate.high)
+
+    splits = {
+        name: SplitEvaluation(part.n, {metric: value(estimate) for metric, estimate in part.metrics.items()})
+        for name, part in evaluation.splits.items()
+    }
+    ood = {
+        metric: OODSummary(
+            macro_mean=value(summary.ood_mean),
+            worst=WorstSet(summary.worst_set, summary.ood_worst.value),
+            gap_to_id=None if summary.gap is None else summary.gap.value,
+        )
+        for metric, summary in evaluation.summaries.items()
+        if summary.ood_mean is not None and summary.ood_worst is not None and summary.worst_set is not None
+    }
+    return EvaluationRecord(splits, ood, evaluation.confidence, selected_by)
+
+
+def write_predictions(path: Path, evaluation: SuiteEvaluation) -> None:
+    """Keep label, prediction and probabilities of every example: ``<split>/labels`` and so on."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, part in evaluation.splits.items():
+        arrays[f"{name}/labels"] = part.labels.astype(np.int32)
+        arrays[f"{name}/predictions"] = part.predictions.astype(np.int32)
+        arrays[f"{name}/probabilities"] = part.probabilities
+    with replacing(path) as unfinished:
+        np.savez_compressed(unfinished, **arrays)
+
+
+def read_predictions(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Split -> (labels, predictions), from :func:`write_predictions`.
+
+    Raises:
+        ResumeError: The file is not there.
+    """
+    if not path.is_file():
+        raise ResumeError("The predictions of a finished run are gone.", got=path, fix="Delete its folder and rerun.")
+    with np.load(path) as arrays:
+        splits = [key.removesuffix("/labels") for key in arrays if key.endswith("/labels")]
+        return {split: (arrays[f"{split}/labels"], arrays[f"{split}/predictions"]) for split in splits}
+
+
+def _differing_keys(first: Any, second: Any, path: str = "") -> list[str]:
+    if isinstance(first, dict) and isinstance(second, dict):
+        return [
+            name
+            for key in sorted(first.keys() | second.keys())
+            for name in _differing_keys(first.get(key), second.get(key), f"{path}.{key}".lstrip("."))
+        ]
+    return [] if first == second or path == "output_dir" else [path]

@@ -1,0 +1,167 @@
+"""A study: arms x seeds -> one comparison, each arm paired with the baseline over the same examples and seeds."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from accelerate import PartialState
+from tqdm.auto import tqdm
+
+from hf_early_ood import names
+from hf_early_ood.atomic import write_text
+from hf_early_ood.config import RunConfig, StudyConfig
+from hf_early_ood.errors import EarlyOODError
+from hf_early_ood.evaluation.metrics import METRICS
+from hf_early_ood.evaluation.statistics import Estimate, Run, compare_arms
+from hf_early_ood.experiment import check, read_predictions, run
+from hf_early_ood.report.figures import comparison_figure
+from hf_early_ood.report.tables import study_report
+from hf_early_ood.results import (
+    OOD_MACRO_MEAN,
+    OOD_WORST,
+    ArmRun,
+    Comparison,
+    RunRecord,
+    StudyRecord,
+    read_run,
+    write_record,
+)
+
+logger = logging.getLogger(__name__)
+
+VERDICT_METRIC = names.BALANCED_ACCURACY
+
+
+def run_study(config: StudyConfig, *, command: str = "") -> StudyRecord:
+    """Make every run that is missing, compare the arms and write the folder of the study.
+
+    Everything is checked before the first run. A run that fails is recorded, and the others go on; the same command
+    makes only what is missing.
+
+    Args:
+        config: The settings of the study.
+        command: What the user typed, for the record.
+
+    Returns:
+        The record that was written to ``study.json``.
+
+    Raises:
+        EarlyOODError: If the settings, data or model of any arm are not usable, before anything is trained.
+    """
+    folder = Path(config.output_dir)
+    for arm in config.arms:
+        check(config.run(arm, config.seeds[0]))
+    started = _now()
+    record = StudyRecord(
+        name=config.name,
+        baseline=config.baseline,
+        seeds=config.seeds,
+        metric=VERDICT_METRIC,
+        arms=dict.fromkeys(config.arms, ()),
+        started=started,
+        command=command,
+    )
+    if PartialState().is_main_process:
+        write_text(folder / names.CONFIG_FILE, config.to_yaml())
+    runs = list(config.runs())
+    for run_config in tqdm(runs, desc=config.name, unit="run", disable=None):
+        logger.info("%s, seed %s", run_config.name, run_config.seed)
+        result = _run_or_record_failure(run_config, command)
+        arm_run = ArmRun.from_run(result, str(Path(run_config.output_dir).relative_to(folder)))
+        arms = {**record.arms, run_config.name: (*record.arms[run_config.name], arm_run)}
+        record = replace(record, arms=arms, finished=_now())
+        if PartialState().is_main_process:
+            write_record(folder / names.STUDY_FILE, record)
+    record = replace(
+        record,
+        comparisons=compare(record, folder, runs[0]),
+        confidence=runs[0].evaluation.confidence,
+        finished=_now(),
+    )
+    if PartialState().is_main_process:
+        write_record(folder / names.STUDY_FILE, record)
+        write_text(folder / names.VERDICT_FILE, study_report(record))
+        if any(arm_run.status == "complete" for arm_runs in record.arms.values() for arm_run in arm_runs):
+            comparison_figure(record, folder / names.COMPARISON_FIGURE)
+    return record
+
+
+def _run_or_record_failure(config: RunConfig, command: str) -> RunRecord:
+    try:
+        return run(config, command=command)
+    except Exception as error:
+        results = Path(config.output_dir) / names.RESULTS_FILE
+        if isinstance(error, EarlyOODError) and not results.is_file():
+            raise  # nothing was trained: the user has to act
+        logger.exception("%s, seed %s failed; the study goes on", config.name, config.seed)
+        return read_run(results)
+
+
+def compare(study: StudyRecord, folder: Path, settings: RunConfig) -> tuple[Comparison, ...]:
+    """Every arm against the baseline, in every metric, on every split and over the OOD sets.
+
+    Only seeds that both arms have finished are compared: the comparison is paired.
+    """
+    predictions = {
+        arm: {
+            arm_run.seed: read_predictions(folder / arm_run.path / names.PREDICTIONS_FILE)
+            for arm_run in arm_runs
+            if arm_run.status == "complete"
+        }
+        for arm, arm_runs in study.arms.items()
+    }
+    found: list[Comparison] = []
+    for arm in study.arms:
+        seeds = [seed for seed in study.seeds if seed in predictions[study.baseline] and seed in predictions[arm]]
+        if arm == study.baseline or not seeds:
+            continue
+        for metric in METRICS:
+            found += _compare_arm(
+                arm,
+                [predictions[study.baseline][seed] for seed in seeds],
+                [predictions[arm][seed] for seed in seeds],
+                metric,
+                settings,
+            )
+    return tuple(found)
+
+
+def _compare_arm(
+    arm: str, baseline_runs: list[Run], arm_runs: list[Run], metric: str, settings: RunConfig
+) -> list[Comparison]:
+    result = compare_arms(
+        baseline_runs,
+        arm_runs,
+        metric=metric,
+        num_resamples=settings.evaluation.bootstrap_samples,
+        confidence=settings.evaluation.confidence,
+        seed=settings.evaluation.seed,
+    )
+    difference = result.difference
+    estimates: dict[str, Estimate | None] = {
+        **difference.splits,
+        OOD_MACRO_MEAN: difference.ood_mean,
+        OOD_WORST: difference.ood_worst,
+    }
+    return [
+        Comparison(
+            arm=arm,
+            metric=metric,
+            split=split,
+            difference=estimate.value,
+            low=estimate.low,
+            high=estimate.high,
+            n_examples=estimate.n,
+            n_seeds=len(arm_runs),
+            covers="examples and seeds" if result.covers == "examples and seeds" else "examples",
+        )
+        for split, estimate in estimates.items()
+        if estimate is not None
+    ]
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

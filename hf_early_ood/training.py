@@ -1,0 +1,100 @@
+"""From the configuration of a run to what the Trainer takes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
+from hf_early_ood.config import RunConfig
+from hf_early_ood.errors import ConfigurationError
+
+DEFAULTS: dict[str, Any] = {
+    # A run writes its own results; who wants trackers or checkpoints says so in `training`.
+    "report_to": "none",
+    "save_strategy": "no",
+    "logging_steps": 10,
+}
+
+
+def make_arguments(config: RunConfig) -> TrainingArguments:
+    """The arguments of the Trainer.
+
+    Raises:
+        ConfigurationError: transformers refuses the values of ``training``.
+    """
+    settings = {
+        **DEFAULTS,
+        "per_device_eval_batch_size": config.evaluation.batch_size,
+        **config.training,
+        "output_dir": config.output_dir,
+        "seed": config.seed,
+    }
+    try:
+        return TrainingArguments(**settings)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigurationError(f"transformers refuses the section 'training': {error}") from error
+
+
+def make_callback(config: RunConfig) -> GradualUnfreezingCallback | None:
+    """The unfreezing callback of a run; None for standard fine-tuning."""
+    intervention = config.intervention
+    if intervention.method == "standard":
+        return None
+    detector, probe = intervention.detector, intervention.probe
+    return GradualUnfreezingCallback(
+        interval=intervention.interval,
+        order=intervention.order,
+        initial=intervention.initial,
+        release=intervention.release,
+        schedule=intervention.schedule,
+        window=detector.window,
+        tolerance=detector.tolerance,
+        transient=detector.transient,
+        max_step=detector.max_step,
+        probe_size=probe.size,
+        probe_batch_size=probe.batch_size,
+        probe_every=probe.every,
+        probe_seed=probe.seed,
+        probe_labels=probe.labels,
+    )
+
+
+def count_updates(arguments: TrainingArguments, num_examples: int) -> int:
+    """Optimizer updates of a training on ``num_examples`` examples, as the Trainer counts them.
+
+    Example:
+        >>> count_updates(TrainingArguments("out", per_device_train_batch_size=8, num_train_epochs=2), 100)
+        26
+    """
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    per_batch = arguments.train_batch_size * max(1, arguments.world_size)
+    batches = num_examples // per_batch if arguments.dataloader_drop_last else math.ceil(num_examples / per_batch)
+    updates = max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
+    return math.ceil(arguments.num_train_epochs * updates)
+
+
+class StageTimer(TrainerCallback):
+    """Seconds of the updates of each stage, without the measurements between them.
+
+    It must come before the callback that measures.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[int, float] = {}
+        self.stage_of: Callable[[], int] = lambda: 0
+        self._begin = 0.0
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """Start the clock."""
+        self._begin = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """Stop it."""
+        stage = self.stage_of()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - self._begin

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from hf_early_ood.report import judge, run_table, study_markdown, study_report, verdict
+from hf_early_ood.report.layout import Table, duration
+from hf_early_ood.results import OOD_MACRO_MEAN, ArmRun, InterventionRecord, MetricValue, SplitEvaluation
+from tests.report import records
+
+
+@pytest.mark.parametrize(
+    ("difference", "half", "word"),
+    [
+        (0.02, 0.01, "better"),
+        (-0.02, 0.01, "worse"),
+        (0.02, 0.03, "no clear difference"),
+        (0.02, 0.02, "no clear difference"),
+        (-0.02, 0.02, "no clear difference"),
+        (0.0, 0.0, "no clear difference"),
+    ],
+)
+def test_word_follows_the_interval(difference: float, half: float, word: str) -> None:
+    assert judge(records.comparison(OOD_MACRO_MEAN, difference, half)) == word
+
+
+def test_word_without_an_interval() -> None:
+    assert judge(None) == "not comparable"
+    without = dataclasses.replace(records.comparison(OOD_MACRO_MEAN, 0.1, 0.0), low=None)
+    assert judge(without) == "not comparable"
+
+
+def joined(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_verdict_better_with_one_seed() -> None:
+    text = joined(verdict(records.study()))
+    assert (
+        "gradual is better than standard out of distribution: +2.3 points on the mean of 3 OOD sets (95% interval "
+        "+0.8 to +3.8)." in text
+    )
+    assert "cover the choice of test examples only, not the training seed: one seed was run" in text
+    assert "6 intervals are reported; about 0.3 of them would exclude 0 by chance alone." in text
+
+
+def test_verdict_worse() -> None:
+    assert "gradual is worse than standard" in joined(verdict(records.study(difference=-0.03)))
+
+
+def test_verdict_unclear_with_three_seeds() -> None:
+    text = joined(verdict(records.study((1, 2, 3), difference=0.01)))
+    assert "gradual: no clear difference from standard out of distribution: +1.0 points" in text
+    assert "better" not in text
+    assert "test examples and the training seeds (3). So few seeds make a rough interval." in text
+
+
+def test_verdict_names_what_is_missing() -> None:
+    study = records.study((1, 2))
+    failed = ArmRun(1, "gradual/seed1", "failed", error="CUDA out of memory")
+    study = dataclasses.replace(study, arms={**study.arms, "gradual": (failed,)}, comparisons=())
+    text = joined(verdict(study))
+    assert "gradual cannot be compared with standard out of distribution: no run of gradual is complete." in text
+    assert "Failed and left out: gradual seed 1." in text
+    assert "Not run yet: gradual seed 2." in text
+    assert "failed: CUDA out of memory" in study_report(study)
+
+
+def row(text: str, title: str, start: str) -> str:
+    table = text[text.index(title) :]
+    return next(" ".join(line.split()) for line in table.splitlines() if line.startswith(start))
+
+
+def test_study_tables_have_the_numbers() -> None:
+    text = study_report(records.study())
+    assert row(text, "accuracy, percent", "standard (baseline)") == (
+        "standard (baseline) 1 75.1 [73.1, 77.1] 70.1 (movie) 90.1 [88.1, 92.1] +15.0"
+    )
+    assert row(text, "Difference from", "OOD mean") == "OOD mean 1500 1 +2.3 [+0.8, +3.8] better"
+    assert row(text, "Each set", "OOD nyt") == "OOD nyt 500 80.1 [78.1, 82.1] 82.5 [80.5, 84.5]"
+    assert row(text, "Layers and time", "gradual") == "gradual 40 signal stable 400 2 min 05 s 2.5 s 2.0%"
+    assert row(text, "Layers and time", "standard") == "standard - - 400 2 min 05 s 0.0 s 0.0%"
+    assert "interval over test examples" in text
+
+
+def test_study_tables_over_seeds() -> None:
+    text = study_report(records.study((1, 2, 3)))
+    assert row(text, "Each set", "OOD movie") == "OOD movie 500 70.2 [70.1, 70.3] 72.7 [72.5, 72.9]"
+    assert "lowest and the highest seed" in text
+    assert row(text, "Layers and time", "gradual").startswith("gradual 40, 40, 40 signal stable")
+    assert row(text, "Runs", "gradual seed 3").startswith("gradual seed 3 77.9 72.9 92.9")
+
+
+def test_first_release_is_explained() -> None:
+    study = records.study()
+    run = study.arms["gradual"][0]
+    by_hand = InterventionRecord("gradual_unfreezing", records.intervention().stages)
+    for intervention, why in ((records.intervention("fallback"), "fallback: not stable in time"), (by_hand, "set in")):
+        arms = {**study.arms, "gradual": (dataclasses.replace(run, intervention=intervention),)}
+        assert why in row(study_report(dataclasses.replace(study, arms=arms)), "Layers and time", "gradual")
+
+
+def test_number_that_does_not_exist_is_not_zero() -> None:
+    study = records.study()
+    run = study.arms["gradual"][0]
+    assert run.evaluation is not None
+    splits = {**run.evaluation.splits, "id_test": SplitEvaluation(500, {"accuracy": MetricValue(None)})}
+    run = dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, splits=splits))
+    text = study_report(dataclasses.replace(study, arms={**study.arms, "gradual": (run,)}))
+    assert row(text, "Each set", "ID test") == "ID test 500 90.1 [88.1, 92.1] -"
+
+
+def test_empty_study_has_a_report() -> None:
+    study = dataclasses.replace(records.study(), arms={"standard": (), "gradual": ()}, comparisons=())
+    text = study_report(study)
+    assert "no run of standard is complete" in text
+    assert "There is no comparison yet." in text
+
+
+def test_reports_are_ascii_and_narrow() -> None:
+    sets = tuple(f"ood/{'domain' * 4}-{number}" for number in range(12))
+    study = records.study((1, 2))
+    names = [f"gradual-unfreezing-with-a-long-name-{number}" for number in range(7)]
+    arms = {name: (records.arm_run(1, gradual=True, sets=sets),) for name in ("standard", *names)}
+    failed = ArmRun(2, "x", "failed", error="nö — " + "long " * 60)
+    arms["standard"] = (*arms["standard"], failed)
+    comparisons = tuple(records.comparison(split, 0.01, 0.02, arm=arm) for arm in names for split in sets)
+    text = study_report(dataclasses.replace(study, arms=arms, comparisons=comparisons))
+    assert text.isascii()
+    assert max(map(len, text.splitlines())) <= 100
+    for name in names:
+        assert name in text
+
+
+def test_markdown_has_the_same_cells() -> None:
+    text = study_markdown(records.study())
+    assert "| OOD mean | 1500 | 1 | +2.3 [+0.8, +3.8] better |" in text
+    assert "| --- | ---: | ---: | ---: |" in text
+
+
+def test_run_table() -> None:
+    text = run_table(records.run())
+    assert text.startswith("Run 'gradual', seed 1: complete. bert-base-uncased, 109,000,000 parameters.")
+    assert row(text, "Scores", "OOD movie") == "OOD movie 500 70.0 [68.0, 72.0]"
+    assert row(text, "Scores", "OOD worst set") == "OOD worst set 70.0 (movie)"
+    assert row(text, "Scores", "ID test - OOD mean") == "ID test - OOD mean +15.0"
+    assert row(text, "Layers", "1") == "1 40 2,000 block.5"
+    assert "First release decided after update 40: signal stable." in text
+    assert row(text, "Time", "fisher_trace") == "fisher_trace (8 measurements) 2.5 s 2.0%"
+    assert "| OOD movie | 500 | 70.0 [68.0, 72.0] |" in run_table(records.run(), markdown=True)
+
+
+def test_run_table_of_a_failed_run() -> None:
+    record = dataclasses.replace(
+        records.run(), status="failed", error="no memory", evaluation=None, training=None, intervention=None, timing={}
+    )
+    text = run_table(record)
+    assert "seed 1: failed." in text
+    assert "Error: no memory" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "-"), (0.0, "0.0 s"), (59.96, "1 min 00 s"), (3599.7, "1 h 00 min"), (3600.0, "1 h 00 min")],
+)
+def test_duration(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_columns_that_do_not_fit_follow_below() -> None:
+    text = Table("t", ("set", "a" * 20, "b" * 20, "c" * 20), (("x", "1", "2", "3"),)).text(width=50)
+    blocks = text.split("\n\n")
+    assert len(blocks) == 2
+    assert blocks[1].splitlines()[1].split() == ["x", "3"]

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict
+
+from hf_early_ood.errors import ConfigurationError, DataError
+from hf_early_ood.sources import SplitSpec, read_source
+
+COLUMNS = ["text", "label"]
+
+
+def _read(path: Path, **fields: object) -> list[dict[str, object]]:
+    return list(read_source(SplitSpec(str(path), **fields), COLUMNS))  # type: ignore[arg-type]
+
+
+def _write(path: Path, content: str) -> Path:
+    path.write_text(content, encoding="utf-8", newline="")
+    return path
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    rows = [{"text": "a\u2028b", "label": "x", "more": [1]}, {"label": "y", "text": "c"}]
+    path = _write(tmp_path / "d.jsonl", "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n")
+    assert _read(path) == [{"text": "a\u2028b", "label": "x"}, {"text": "c", "label": "y"}]
+
+
+def test_json_list(tmp_path: Path) -> None:
+    path = _write(tmp_path / "d.json", '\ufeff [{"text": "a", "label": 1},\n {"text": "b", "label": 0}]')
+    assert _read(path) == [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
+
+
+def test_json_lines_in_a_json_file(tmp_path: Path) -> None:
+    assert _read(_write(tmp_path / "d.json", '{"text": "a", "label": 1}')) == [{"text": "a", "label": 1}]
+
+
+def test_csv_keeps_words_that_look_like_nothing(tmp_path: Path) -> None:
+    path = _write(tmp_path / "d.csv", '\ufefftext,label\r\nNA,null\r\n"a, ""b""\nc",007\r\n')
+    assert _read(path) == [{"text": "NA", "label": "null"}, {"text": 'a, "b"\nc', "label": "007"}]
+
+
+def test_tsv_does_not_know_quotes(tmp_path: Path) -> None:
+    path = _write(tmp_path / "d.tsv", 'label\ttext\n0\t"open\n1\tb\n')
+    assert _read(path) == [{"text": '"open', "label": "0"}, {"text": "b", "label": "1"}]
+
+
+def test_parquet_keeps_label_names(tmp_path: Path) -> None:
+    dataset = Dataset.from_dict({"x": [1], "text": ["a"], "label": [1]})
+    dataset.cast_column("label", ClassLabel(names=["no", "yes"])).to_parquet(str(tmp_path / "d.parquet"))
+    read = read_source(SplitSpec(str(tmp_path / "d.parquet")), COLUMNS)
+    assert read.column_names == COLUMNS
+    assert read.features["label"].names == ["no", "yes"]
+
+
+def test_saved_data_set(tmp_path: Path) -> None:
+    dataset = Dataset.from_dict({"text": ["a"], "label": [1]})
+    dataset.with_format("numpy").save_to_disk(str(tmp_path / "one"))
+    assert _read(tmp_path / "one") == [{"text": "a", "label": 1}]
+    DatasetDict(train=dataset).save_to_disk(str(tmp_path / "only"))
+    assert _read(tmp_path / "only") == [{"text": "a", "label": 1}]
+    DatasetDict(train=dataset, test=dataset).save_to_disk(str(tmp_path / "two"))
+    assert _read(tmp_path / "two", split="test") == [{"text": "a", "label": 1}]
+    with pytest.raises(DataError, match=r"split is not there.*Allowed: train, test.*Did you mean 'test'"):
+        _read(tmp_path / "two", split="tset")
+    with pytest.raises(DataError, match=r"no split named.*Name a split"):
+        _read(tmp_path / "two")
+    with pytest.raises(DataError, match="A single saved data set has no split"):
+        _read(tmp_path / "one", split="train")
+
+
+def test_bundled() -> None:
+    spec = SplitSpec("bundled:vader-icwsm2014", split="nyt")
+    assert len(read_source(spec, COLUMNS)) == 1535
+    with pytest.raises(DataError, match=r"split is not there.*Did you mean 'movie'"):
+        read_source(SplitSpec("bundled:vader-icwsm2014", split="movies"), COLUMNS)
+    with pytest.raises(DataError, match="no such bundled data set"):
+        read_source(SplitSpec("bundled:vader", split="movie"), COLUMNS)
+    with pytest.raises(DataError, match="Bundled data has no revision"):
+        read_source(SplitSpec("bundled:vader-icwsm2014", split="movie", revision="main"), COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("d.jsonl", '{"text": "a"\n', "line 1 is not JSON"),
+        ("d.jsonl", '{"text": "a", "label": 0}\n[1]\n', "Row 2 is not an object"),
+        ("d.jsonl", '{"text": "a", "label": 0}\n{"text": "a", "label": "x"}\n', "cannot be read as a table"),
+        ("d.json", "[1", "is not JSON"),
+        ("d.jsonl", "", "has no examples"),
+        ("d.csv", "text,label\n", "has no examples"),
+        ("d.csv", "text,label\na,b,c\n", "Line 2 has not as many fields as the header"),
+        ("d.csv", 'text,label\n"a"b,0\n', "Line 2 cannot be parsed"),
+        ("d.csv", "text,text\na,b\n", "names a column twice"),
+        ("d.csv", "txt,label\na,b\n", "A column is not there.*Got: text.*Did you mean 'txt'"),
+        ("d.parquet", "no parquet", "cannot be read as a table"),
+    ],
+)
+def test_broken_files(tmp_path: Path, name: str, content: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        _read(_write(tmp_path / name, content))
+
+
+def test_parquet_without_the_column(tmp_path: Path) -> None:
+    Dataset.from_dict({"sentence": ["a"], "label": [1]}).to_parquet(str(tmp_path / "d.parquet"))
+    with pytest.raises(DataError, match=r"A column is not there.*Allowed: sentence, label"):
+        _read(tmp_path / "d.parquet")
+
+
+def test_file_that_is_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_bytes("text,label\ncaf\u00e9,0\n".encode("latin-1"))
+    with pytest.raises(DataError, match="The file is not UTF-8"):
+        _read(tmp_path / "d.csv")
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="The file is not there"):
+        _read(tmp_path / "missing.csv")
+    with pytest.raises(DataError, match="no such file or folder"):
+        _read(tmp_path / "missing")
+    with pytest.raises(DataError, match="not written by save_to_disk"):
+        _read(tmp_path)
+    with pytest.raises(DataError, match="A file has no split"):
+        _read(_write(tmp_path / "d.csv", "text,label\na,0\n"), split="train")
+    with pytest.raises(DataError, match="A local folder has no name or revision"):
+        _read(tmp_path, name="x", revision="y")
+    with pytest.raises(DataError, match=r"could not be loaded.*Got: org/set cfg test"):
+        read_source(SplitSpec("org/set", name="cfg", split="test"), COLUMNS)
+
+
+def test_hub_data_goes_through_load_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def load(*args: object, **kwargs: object) -> DatasetDict:
+        calls.append((args, kwargs))
+        return DatasetDict(test=Dataset.from_dict({"text": ["a"], "label": [1], "idx": [0]}))
+
+    monkeypatch.setattr("hf_early_ood.sources.load_dataset", load)
+    spec = SplitSpec("org/set", name="cfg", revision="abc")
+    assert list(read_source(spec, COLUMNS)) == [{"text": "a", "label": 1}]
+    assert calls == [(("org/set", "cfg"), {"split": None, "revision": "abc"})]
+
+
+def test_spec_is_checked() -> None:
+    with pytest.raises(ConfigurationError, match="has no source"):
+        SplitSpec("")
+    with pytest.raises(ConfigurationError, match="max_examples is too small"):
+        SplitSpec("a.csv", max_examples=0)
