@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
@@ -18,6 +19,7 @@ DEFAULTS: dict[str, Any] = {
     "report_to": "none",
     "save_strategy": "no",
     "logging_steps": 10,
+    "dataloader_pin_memory": torch.cuda.is_available(),
 }
 
 

@@ -96,7 +96,7 @@ def test_labels_that_name_no_class(tmp_path: Path, labels: list[Any]) -> None:
 
 
 def test_hidden_test_labels(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="-1 in example 1.*hidden test labels"):
+    with pytest.raises(DataError, match=r"-1 in example 1.*hidden test labels"):
         load_split(_saved(tmp_path / "a", [0, -1], ["no", "yes"]))
 
 

@@ -20,7 +20,7 @@ from hf_early_ood.errors import ConfigurationError
         ("Don\u2019t", "dont"),
         ("@you see https://x.org/a?b=1 now", "see now"),
         ("me@home.org", "me home org"),  # an address is not a mention
-        ("ｆｕｌｌ ｗｉｄｔｈ", "full width"),
+        ("\uff46\uff55\uff4c\uff4c width", "full width"),
         (":)", ":)"),
         ("  :(  ", ":("),
         ("", ""),

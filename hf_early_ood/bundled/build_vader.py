@@ -4,8 +4,8 @@ Usage: ``python -m hf_early_ood.bundled.build_vader vaderSentiment-3.3.2.tar.gz 
 
 Decisions: the files are UTF-8 without BOM (an undecodable byte is an error); rows end with CR LF and are split on
 LF only, because texts hold other characters that ``str.splitlines`` breaks at; HTML entities (``&amp;``, ``&lt;``,
-``&gt;``: ``&lt;3`` is a heart) are unescaped twice, because 17 of them were escaped twice (``&amp;#39;``); white space at
-both ends is dropped; nothing else is touched.
+``&gt;``: ``&lt;3`` is a heart) are unescaped twice, because 17 of them were escaped twice (``&amp;#39;``); white
+space at both ends is dropped; nothing else is touched.
 """
 
 from __future__ import annotations

@@ -230,7 +230,9 @@ class GradualUnfreezingCallback(TrainerCallback, ExportableState):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Measure, before a checkpoint of this step is written, so that it holds the measurement."""
-        if state.global_step % self.settings["probe_every"] == 0:
+        # Also at max_step, so that a forced decision falls there and not up to probe_every updates later.
+        latest = self._run.detector.max_step if self._run else None
+        if state.global_step % self.settings["probe_every"] == 0 or state.global_step == latest:
             self._measure(kwargs["model"], state)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):

@@ -143,12 +143,11 @@ def _check_count_or_fraction(value: object, path: str, problems: Problems, *, wh
         return
     if not fits:
         top = "at most 1" if whole else "less than 1"
-        auto = "" if whole else "auto, "
         problems.add(
             path,
             "is out of range",
             got=value,
-            allowed=f"{auto}a whole number of updates >= 1, or a fraction of training above 0 and {top}",
+            allowed=f"auto, a whole number of updates >= 1, or a fraction of training above 0 and {top}",
         )
 
 

@@ -51,7 +51,9 @@ class DataConfig:
     text_pair: str | None = option("Column with the second text of a pair.", None)
     label: str = option("Column with the label.", "label")
     max_length: int = option("Longest input in tokens; the rest is cut off.", 128, at_least=1)
-    drop_near_duplicates: bool = option("Leave out evaluation examples that nearly repeat a training text.", False)
+    drop_near_duplicates: bool = option(
+        "Leave out training examples that nearly repeat an evaluation text (counted either way).", False
+    )
     seed: int = option("Draws the examples where max_examples is set.", 0, at_least=0, below=_LARGEST_SEED)
 
 
@@ -64,10 +66,10 @@ class DetectorConfig:
     transient: Literal["auto"] | int = option(
         "Updates at the start that are not judged.", "auto", allowed="auto, or a whole number of updates >= 0"
     )
-    max_step: int | float = option(
-        "Update of the fallback, if the signal is not stable before.",
-        0.1,
-        allowed="a whole number of updates >= 1, or a fraction of training above 0 and at most 1",
+    max_step: Literal["auto"] | int | float = option(
+        "Update of the fallback, if the signal is not stable before; auto: all updates / number of layer groups.",
+        "auto",
+        allowed="auto, a whole number of updates >= 1, or a fraction of training above 0 and at most 1",
     )
 
 

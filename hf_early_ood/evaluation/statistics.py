@@ -1,19 +1,8 @@
 r"""Bootstrap intervals, and paired comparison of two arms over ID and OOD sets.
 
-**Resampling examples.** The ordinary (not stratified) non-parametric bootstrap: n examples are drawn with replacement,
-so the shares of the classes vary as they would in another test set. A metric only needs counts, and the counts of such
-a draw are exactly multinomial: examples with the same (label, prediction of each model) are one cell, and one
-multinomial draw over the cells replaces n draws of examples. All models are read off the same draw, which makes
-differences paired. Sets are drawn independently of each other.
-
-**Resampling seeds.** With one run per arm, an interval covers the choice of test examples only: it says nothing about
-another seed. With two or more, seeds are resampled as well (hierarchical bootstrap: seeds with replacement, crossed
-with examples). Plain resampling of S seeds understates their variance by (S - 1) / S; deviations from the mean are
-scaled by sqrt(S / (S - 1)) to undo that (Rao & Wu 1988). With fewer than about five seeds such an interval is still
-somewhat too narrow.
-
-**Intervals** are percentile intervals. Where nothing varies (all predictions right) they have no width, which does not
-mean certainty: look at n. The worst set is a minimum, whose bootstrap leans low when sets are nearly equal.
+Examples, and with two or more runs per arm also seeds, are resampled as ``resampling`` describes. Intervals are
+percentile intervals. Where nothing varies (all predictions right) they have no width, which does not mean certainty:
+look at n. The worst set is a minimum, whose bootstrap leans low when sets are nearly equal.
 """
 
 from __future__ import annotations
@@ -28,12 +17,11 @@ import numpy as np
 from hf_early_ood.errors import ConfigurationError, DataError
 from hf_early_ood.evaluation.metrics import (
     METRICS,
-    ClassCounts,
     FloatArray,
     IntArray,
     check_predictions,
-    metric_from_counts,
 )
+from hf_early_ood.evaluation.resampling import resample, seed_weights
 from hf_early_ood.names import BALANCED_ACCURACY, ID_TEST, is_ood
 
 NUM_RESAMPLES = 2000
@@ -41,9 +29,6 @@ CONFIDENCE = 0.95
 
 Run = Mapping[str, tuple[IntArray, IntArray]]
 """Split -> (labels, predictions) of one trained model."""
-
-# Counts of one block of resamples stay below this many numbers.
-_BLOCK = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -120,14 +105,15 @@ class ArmComparison:
 
 
 class _Sample(NamedTuple):
-    """A number, what it would be in each resample (R,), and the examples it rests on."""
+    """A number, what it would be in each resample (R,), the examples it rests on, and the smallest it can be."""
 
     value: float
     draws: FloatArray
     n: int
+    lowest: float = 0.0  # resampled seeds can leave the range of a metric, so intervals are cut there
 
     def minus(self, other: _Sample) -> _Sample:
-        return _Sample(self.value - other.value, self.draws - other.draws, self.n)
+        return _Sample(self.value - other.value, self.draws - other.draws, self.n, lowest=-1.0)
 
 
 def bootstrap_metrics(
@@ -165,7 +151,7 @@ def bootstrap_metrics(
     _check_settings(num_resamples, confidence)
     labels, predictions = check_predictions(labels, predictions)
     rng = np.random.default_rng(seed)
-    values, draws = _resample(labels, predictions[None], metrics, num_resamples, rng)
+    values, draws = resample(labels, predictions[None], metrics, num_resamples, rng)
     return {
         metric: _estimate(_Sample(values[metric][0], draws[metric][:, 0], len(labels)), confidence)
         for metric in metrics
@@ -220,7 +206,7 @@ def summarize_runs(
 ) -> Summary:
     """Mean over the runs (seeds) of one arm: on every set, over the OOD sets, and the gap to ID.
 
-    With one run the intervals cover examples only, with more also seeds: see the head of this module.
+    With one run the intervals cover examples only, with more also seeds: see ``resampling``.
 
     Args:
         runs: For each seed, split -> (labels, predictions); all on the same examples.
@@ -245,7 +231,7 @@ def summarize_runs(
     """
     _check_settings(num_resamples, confidence)
     values, draws, sizes = _resample_runs(runs, metric, num_resamples, seed)
-    weights = _seed_weights(len(runs), num_resamples, seed)
+    weights = seed_weights(len(runs), num_resamples, seed)
     return _summary(*_samples(values, draws, sizes, slice(None), weights), confidence)
 
 
@@ -300,9 +286,9 @@ def compare_arms(
     if not num_baseline or not num_arm:
         raise DataError("An arm has no runs.", got=f"{num_baseline} and {num_arm}", allowed="one or more each")
     values, draws, sizes = _resample_runs([*baseline, *arm], metric, num_resamples, seed)
-    baseline_weights = _seed_weights(num_baseline, num_resamples, seed)
+    baseline_weights = seed_weights(num_baseline, num_resamples, seed)
     # The same draw of seeds where they are paired, another one where they are not.
-    arm_weights = baseline_weights if paired_seeds else _seed_weights(num_arm, num_resamples, seed + 1)
+    arm_weights = baseline_weights if paired_seeds else seed_weights(num_arm, num_resamples, seed + 1)
     baseline_samples, baseline_worst = _samples(values, draws, sizes, slice(0, num_baseline), baseline_weights)
     arm_samples, arm_worst = _samples(values, draws, sizes, slice(num_baseline, None), arm_weights)
     differences = {name: sample.minus(baseline_samples[name]) for name, sample in arm_samples.items()}
@@ -322,35 +308,6 @@ def _check_settings(num_resamples: int, confidence: float) -> None:
         raise ConfigurationError("There are too few resamples.", got=num_resamples, allowed="100 or more")
     if not 0 < confidence < 1:
         raise ConfigurationError("The confidence is out of range.", got=confidence, allowed="0 < confidence < 1")
-
-
-def _resample(
-    labels: IntArray,
-    predictions: IntArray,
-    metrics: Sequence[str],
-    num_resamples: int,
-    rng: np.random.Generator,
-) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
-    """Metrics of M models, predictions (M, n), on the data (M,) and on R resamples of it (R, M)."""
-    cells, sizes = np.unique(np.vstack([labels, predictions]), axis=1, return_counts=True)
-    one_hot = np.eye(int(cells.max()) + 1)
-    is_label = one_hot[cells[0]]  # (cells, C)
-    is_predicted = [one_hot[prediction] for prediction in cells[1:]]
-
-    def evaluate(counts: FloatArray) -> dict[str, FloatArray]:
-        support = counts @ is_label
-        by_model = [ClassCounts(support, counts @ p, counts @ (p * is_label)) for p in is_predicted]
-        return {
-            metric: np.stack([metric_from_counts(model, metric) for model in by_model], axis=-1) for metric in metrics
-        }
-
-    n, block = len(labels), max(1, _BLOCK // len(sizes))
-    blocks = [
-        evaluate(rng.multinomial(n, sizes / n, size=min(block, num_resamples - start)).astype(np.float64))
-        for start in range(0, num_resamples, block)
-    ]
-    draws = {metric: np.concatenate([part[metric] for part in blocks]) for metric in metrics}
-    return evaluate(sizes.astype(np.float64)), draws
 
 
 def _resample_runs(
@@ -382,18 +339,9 @@ def _resample_runs(
         # Its own stream for each set: adding a set does not change the others.
         rng = np.random.default_rng([seed, zlib.crc32(split.encode())])
         predictions = np.stack([prediction for _, prediction in pairs])
-        value, draw = _resample(labels, predictions, [metric], num_resamples, rng)
+        value, draw = resample(labels, predictions, [metric], num_resamples, rng)
         values[split], draws[split], sizes[split] = value[metric], draw[metric], len(labels)
     return values, draws, sizes
-
-
-def _seed_weights(num_seeds: int, num_resamples: int, seed: int) -> FloatArray:
-    """Weights (R, S) of the seeds in each resample; rows sum to 1. One seed always has weight 1."""
-    if num_seeds == 1:
-        return np.ones((num_resamples, 1))
-    rng = np.random.default_rng([seed, zlib.crc32(b"seeds")])
-    plain = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=num_resamples) / num_seeds
-    return 1 / num_seeds + (plain - 1 / num_seeds) * np.sqrt(num_seeds / (num_seeds - 1))
 
 
 _OOD_MEAN, _OOD_WORST, _GAP = "ood_mean", "ood_worst", "gap"
@@ -433,5 +381,5 @@ def _summary(samples: Mapping[str, _Sample], worst_set: str | None, confidence: 
 
 def _estimate(sample: _Sample, confidence: float) -> Estimate:
     tail = (1 - confidence) / 2
-    low, high = np.quantile(sample.draws, [tail, 1 - tail])
+    low, high = np.clip(np.quantile(sample.draws, [tail, 1 - tail]), sample.lowest, 1.0)
     return Estimate(float(sample.value), float(low), float(high), sample.n)

@@ -159,7 +159,7 @@ def model_predictor(
     """Make the ``predict`` of ``evaluate_splits`` from a model.
 
     Examples are sorted by length before they are cut into batches, so that little is computed for padding. The model
-    runs where it is, in eval mode and without gradients; its modes, and the random number generators, are left as found.
+    runs where it is, in eval mode and without gradients; its modes and torch's random numbers are left as found.
 
     Args:
         model: Model whose output has ``logits`` (B, C).

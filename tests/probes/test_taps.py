@@ -43,6 +43,13 @@ def test_flattened_outputs_are_example_major_or_refused(position_major: bool) ->
     assert actual.total == pytest.approx(fisher_trace_loop(model, [batch], groups=groups).total, rel=1e-9)
 
 
+def test_flattened_outputs_are_compared_and_not_only_their_gradients() -> None:
+    model = toys.make(toys.GatedFlattened)
+    batch = toys.words(4, 4)
+    batch["input_ids"][1] = 0  # the rehearsal differentiates the second example: nothing arrives
+    assert "dense.weight" not in found(model, batch).covered
+
+
 def test_a_broadcast_output_that_cannot_be_expanded_is_refused() -> None:
     model = toys.make(toys.FirstRowOnly)
     batch, groups = toys.words(4, 4), toys.one_group(model)
@@ -66,7 +73,17 @@ def test_gradients_that_cross_examples_are_not_taken_for_exact() -> None:
 
 
 def test_a_tap_that_misses_a_use_is_noticed() -> None:
-    # The embedding table is used by its module and, transposed, by a product: one use is seen, two are read.
+    model = toys.make(toys.HalfSeen)
+    batch, groups = toys.words(), toys.one_group(model)
+    plan = found(model, batch)
+    assert "dense.weight" not in plan.covered
+    assert "dense.bias" in plan.covered
+    actual = fisher_trace(model, [batch], estimator="exact", groups=groups)
+    assert actual.total == pytest.approx(fisher_trace_loop(model, [batch], groups=groups).total, rel=1e-9)
+
+
+def test_uses_by_different_rules_are_not_joined() -> None:
+    # A table and the weight of a linear layer.
     assert "embedding.weight" not in found(toys.make(toys.TiedTwice), toys.words()).covered
 
 

@@ -52,6 +52,22 @@ class Flattened(ToyForSequenceClassification):
         return torch.tanh(self.dense(hidden.flatten(0, 1))).view(hidden.shape)
 
 
+class GatedFlattened(ToyForSequenceClassification):
+    """``dense`` sees (T * B, D); an example of padding only has no influence on it."""
+
+    def body(self, hidden: Tensor) -> Tensor:
+        turned = hidden.transpose(0, 1)
+        out = torch.tanh(self.dense(turned.flatten(0, 1))).view(turned.shape).transpose(0, 1)
+        return out * hidden.square().sum((1, 2), keepdim=True)
+
+
+class HalfSeen(ToyForSequenceClassification):
+    """``dense`` is used once by its module, and once in a way that no rule knows."""
+
+    def body(self, hidden: Tensor) -> Tensor:
+        return torch.tanh(self.dense(hidden)) @ self.dense.weight
+
+
 class PositionFirst(ToyForSequenceClassification):
     """``dense`` sees (T, B, D)."""
 

@@ -1,0 +1,343 @@
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hf_early_ood.errors import ConfigurationError, DataError
+from hf_early_ood.evaluation.metrics import METRICS, IntArray, classification_metrics
+from hf_early_ood.evaluation.statistics import (
+    Run,
+    bootstrap_metrics,
+    compare_arms,
+    paired_difference,
+    summarize_runs,
+)
+
+
+def _predictions(rng: np.random.Generator, labels: IntArray, accuracy: float) -> IntArray:
+    classes = labels.max() + 1
+    return np.where(rng.random(len(labels)) < accuracy, labels, (labels + 1) % classes)
+
+
+def _run(rng: np.random.Generator, labels: dict[str, IntArray], **accuracy: float) -> Run:
+    return {split: (ids, _predictions(rng, ids, accuracy[split.rpartition("/")[2]])) for split, ids in labels.items()}
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def labels(rng: np.random.Generator) -> dict[str, IntArray]:
+    sizes = {"id_test": 300, "ood/a": 200, "ood/b": 100}
+    return {split: rng.integers(0, 2, size) for split, size in sizes.items()}
+
+
+# One model on one set
+
+
+def test_values_are_the_metrics(rng: np.random.Generator) -> None:
+    labels = rng.integers(0, 3, 50)
+    predictions = _predictions(rng, labels, 0.7)
+    estimates = bootstrap_metrics(labels, predictions)
+    assert {metric: estimate.value for metric, estimate in estimates.items()} == classification_metrics(
+        labels, predictions
+    )
+    assert all(estimate.low < estimate.value < estimate.high and estimate.n == 50 for estimate in estimates.values())
+
+
+def test_counts_resample_as_examples_do(rng: np.random.Generator) -> None:
+    """The multinomial shortcut has the distribution of the plain bootstrap, drawn example by example."""
+    labels = rng.choice(3, 80, p=[0.6, 0.3, 0.1])
+    predictions = _predictions(rng, labels, 0.7)
+    drawn = [rng.integers(0, 80, 80) for _ in range(4000)]
+    plain = [classification_metrics(labels[indices], predictions[indices]) for indices in drawn]
+    estimates = bootstrap_metrics(labels, predictions, num_resamples=20000)
+    for metric in METRICS:
+        low, high = np.quantile([values[metric] for values in plain], [0.025, 0.975])
+        assert estimates[metric].low == pytest.approx(low, abs=0.015)
+        assert estimates[metric].high == pytest.approx(high, abs=0.015)
+
+
+def test_accuracy_interval_is_that_of_the_binomial() -> None:
+    labels = np.zeros(400, dtype=int)
+    predictions = np.where(np.arange(400) < 300, 0, 1)
+    estimate = bootstrap_metrics(labels, predictions, num_resamples=20000)["accuracy"]
+    half = 1.96 * np.sqrt(0.75 * 0.25 / 400)
+    assert (estimate.low, estimate.high) == (
+        pytest.approx(0.75 - half, abs=0.004),
+        pytest.approx(0.75 + half, abs=0.004),
+    )
+
+
+def test_coverage(rng: np.random.Generator) -> None:
+    """95 % intervals hold the truth about 95 % of the time."""
+    truth = {"accuracy": 0.6 * 0.9 + 0.4 * 0.7, "balanced_accuracy": 0.8}
+    hits = dict.fromkeys(truth, 0)
+    trials = 300
+    for trial in range(trials):
+        labels = (rng.random(200) < 0.4).astype(int)
+        right = rng.random(200) < np.where(labels == 0, 0.9, 0.7)
+        estimates = bootstrap_metrics(labels, np.where(right, labels, 1 - labels), num_resamples=400, seed=trial)
+        for metric, value in truth.items():
+            hits[metric] += estimates[metric].low <= value <= estimates[metric].high
+    for metric, count in hits.items():
+        assert 0.91 <= count / trials <= 0.985, metric
+
+
+def test_same_seed_same_interval(rng: np.random.Generator) -> None:
+    labels = rng.integers(0, 2, 90)
+    predictions = _predictions(rng, labels, 0.8)
+    assert bootstrap_metrics(labels, predictions) == bootstrap_metrics(labels, predictions)
+    assert bootstrap_metrics(labels, predictions) != bootstrap_metrics(labels, predictions, seed=1)
+
+
+def test_confidence_widens(rng: np.random.Generator) -> None:
+    labels = rng.integers(0, 2, 90)
+    predictions = _predictions(rng, labels, 0.8)
+    narrow, wide = (bootstrap_metrics(labels, predictions, confidence=c)["accuracy"] for c in (0.5, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_everything_right_has_no_width() -> None:
+    labels = np.array([0, 1] * 10)
+    estimate = bootstrap_metrics(labels, labels)["accuracy"]
+    assert (estimate.low, estimate.value, estimate.high, estimate.n) == (1, 1, 1, 20)
+
+
+def test_one_example_and_one_class() -> None:
+    estimate = bootstrap_metrics(np.array([1]), np.array([0]))["balanced_accuracy"]
+    assert (estimate.low, estimate.value, estimate.high) == (0, 0, 0)
+
+
+def test_ten_thousand_examples_take_seconds(rng: np.random.Generator) -> None:
+    labels = rng.integers(0, 20, 10_000)
+    start = time.perf_counter()
+    bootstrap_metrics(labels, _predictions(rng, labels, 0.8), num_resamples=2000)
+    assert time.perf_counter() - start < 5
+
+
+# Two models on one set
+
+
+def test_paired_interval_is_narrower_than_unpaired(rng: np.random.Generator) -> None:
+    labels = rng.integers(0, 2, 500)
+    baseline = _predictions(rng, labels, 0.8)
+    arm = np.where(rng.random(500) < 0.05, labels, baseline)  # 5 % better, otherwise the same
+    paired = paired_difference(labels, baseline, arm, metric="accuracy")
+    one, other = (bootstrap_metrics(labels, p)["accuracy"] for p in (baseline, arm))
+    unpaired = np.hypot(one.high - one.low, other.high - other.low)
+    assert paired.value == pytest.approx(other.value - one.value)
+    assert paired.high - paired.low < unpaired / 2
+    assert paired.low >= 0
+
+
+def test_no_difference_between_equal_predictions(rng: np.random.Generator) -> None:
+    labels = rng.integers(0, 3, 60)
+    predictions = _predictions(rng, labels, 0.5)
+    difference = paired_difference(labels, predictions, predictions)
+    assert (difference.low, difference.value, difference.high) == (0, 0, 0)
+
+
+def test_difference_is_antisymmetric(rng: np.random.Generator) -> None:
+    labels = rng.integers(0, 3, 200)
+    first, second = _predictions(rng, labels, 0.8), _predictions(rng, labels, 0.6)
+    there, back = paired_difference(labels, first, second), paired_difference(labels, second, first)
+    assert there.value == -back.value
+    assert there.low == pytest.approx(-back.high, abs=0.01)
+
+
+def test_paired_coverage_when_nothing_differs(rng: np.random.Generator) -> None:
+    """Two equally good models: the interval leaves out zero about 5 % of the time."""
+    wrong = 0
+    for trial in range(300):
+        labels = rng.integers(0, 2, 150)
+        hard = rng.random(150) < 0.4
+        arms = [np.where(hard & (rng.random(150) < 0.5), 1 - labels, labels) for _ in range(2)]
+        difference = paired_difference(labels, *arms, metric="accuracy", num_resamples=400, seed=trial)
+        wrong += not difference.low <= 0 <= difference.high
+    assert 0.01 <= wrong / 300 <= 0.09
+
+
+# Several sets and seeds
+
+
+def test_summary_of_one_run(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
+    run = _run(rng, labels, id_test=0.9, a=0.8, b=0.6)
+    summary = summarize_runs([run], metric="accuracy")
+    values = {split: classification_metrics(*run[split])["accuracy"] for split in run}
+    assert {split: estimate.value for split, estimate in summary.splits.items()} == pytest.approx(values)
+    assert summary.ood_mean is not None
+    assert summary.ood_worst is not None
+    assert summary.gap is not None
+    assert summary.ood_mean.value == pytest.approx((values["ood/a"] + values["ood/b"]) / 2)
+    assert (summary.worst_set, summary.ood_worst.value) == ("ood/b", pytest.approx(values["ood/b"]))
+    assert summary.gap.value == pytest.approx(values["id_test"] - summary.ood_mean.value)
+    assert [summary.ood_mean.n, summary.gap.n, summary.splits["id_test"].n] == [300, 600, 300]
+    # Sets are independent: the variance of their mean is the sum of variances over the squared number.
+    widths = [summary.splits[split].high - summary.splits[split].low for split in ("ood/a", "ood/b")]
+    assert summary.ood_mean.high - summary.ood_mean.low == pytest.approx(np.hypot(*widths) / 2, rel=0.1)
+    assert json.loads(json.dumps(summary.to_dict()))["worst_set"] == "ood/b"
+
+
+def test_a_set_is_resampled_the_same_whatever_other_sets_there_are(
+    rng: np.random.Generator, labels: dict[str, IntArray]
+) -> None:
+    run = _run(rng, labels, id_test=0.9, a=0.8, b=0.6)
+    alone = summarize_runs([{"ood/b": run["ood/b"]}])
+    assert alone.splits["ood/b"] == summarize_runs([run]).splits["ood/b"]
+    assert alone.gap is None
+
+
+def test_without_ood_sets_there_is_no_summary_of_them() -> None:
+    ids = np.array([0, 1, 1])
+    summary = summarize_runs([{"id_test": (ids, ids), "id_validation": (ids, ids)}])
+    assert (summary.ood_mean, summary.ood_worst, summary.worst_set, summary.gap) == (None, None, None, None)
+
+
+def test_ties_for_the_worst_set_go_by_name() -> None:
+    ids = np.array([0, 1])
+    assert summarize_runs([{"ood/z": (ids, ids), "ood/b": (ids, ids)}]).worst_set == "ood/b"
+
+
+def test_difference_is_arm_minus_baseline(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
+    baseline = [_run(rng, labels, id_test=0.9, a=0.7, b=0.6) for _ in range(3)]
+    arm = [_run(rng, labels, id_test=0.9, a=0.8, b=0.9) for _ in range(3)]
+    comparison = compare_arms(baseline, arm, metric="accuracy")
+    for name in ("ood_mean", "ood_worst", "gap"):
+        parts = [getattr(part, name).value for part in (comparison.baseline, comparison.arm, comparison.difference)]
+        assert parts[2] == pytest.approx(parts[1] - parts[0]), name
+    mean = np.mean([classification_metrics(*run["ood/a"])["accuracy"] for run in arm])
+    assert comparison.arm.splits["ood/a"].value == pytest.approx(mean)
+    assert (comparison.baseline.worst_set, comparison.arm.worst_set) == ("ood/b", "ood/a")
+    assert comparison.difference.worst_set is None
+    assert comparison.difference.ood_mean is not None
+    assert comparison.difference.ood_mean.low > 0
+    assert comparison.num_seeds == (3, 3)
+    assert comparison.covers == "examples and seeds"
+    json.dumps(comparison.to_dict())
+
+
+def test_arms_are_summarized_as_they_are_alone(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
+    runs = [_run(rng, labels, id_test=0.9, a=0.7, b=0.6) for _ in range(2)]
+    comparison = compare_arms(runs, runs)
+    alone = summarize_runs(runs)
+    assert comparison.baseline.ood_mean is not None
+    assert alone.ood_mean is not None
+    assert comparison.baseline.ood_mean.value == pytest.approx(alone.ood_mean.value)
+    assert comparison.baseline.ood_mean.low == pytest.approx(alone.ood_mean.low, abs=0.01)
+
+
+def test_one_seed_covers_examples_only(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
+    run = _run(rng, labels, id_test=0.9, a=0.7, b=0.6)
+    assert compare_arms([run], [run]).covers == "examples"
+
+
+def test_seeds_that_disagree_widen_the_interval() -> None:
+    labels = np.array([0, 1] * 500)
+    wrong = [np.where(np.arange(1000) < count, 1 - labels, labels) for count in (100, 200, 300, 400)]
+    agree = [{"id_test": (labels, wrong[1])} for _ in range(4)]
+    differ = [{"id_test": (labels, predictions)} for predictions in wrong]
+    narrow, wide = (summarize_runs(runs, metric="accuracy").splits["id_test"] for runs in (agree, differ))
+    assert narrow.high - narrow.low == pytest.approx(2 * 1.96 * np.sqrt(0.2 * 0.8 / 1000), rel=0.1)
+    # Standard error of the mean of four seeds, with the unbiased standard deviation.
+    spread = np.std([0.9, 0.8, 0.7, 0.6], ddof=1) / 2
+    assert wide.high - wide.low == pytest.approx(2 * 1.96 * spread, rel=0.15)
+
+
+def test_intervals_stay_in_the_range_of_the_metric() -> None:
+    labels = np.array([0, 1] * 50)
+    runs = [{"id_test": (labels, np.where(np.arange(100) < wrong, 1 - labels, labels))} for wrong in (0, 0, 40)]
+    estimate = summarize_runs(runs, metric="accuracy").splits["id_test"]
+    assert estimate.value == pytest.approx(1 - 0.4 / 3)
+    assert estimate.high == 1.0
+
+
+def test_paired_seeds_cancel_what_a_seed_does_to_both_arms(rng: np.random.Generator) -> None:
+    labels = np.array([0, 1] * 500)
+
+    def arm(extra: int) -> list[Run]:
+        return [
+            {"id_test": (labels, np.where(np.arange(1000) < count + extra, 1 - labels, labels))}
+            for count in (100, 200, 300, 400, 500)
+        ]
+
+    better, worse = arm(0), arm(30)
+    paired = compare_arms(worse, better, metric="accuracy").difference.splits["id_test"]
+    unpaired = compare_arms(worse, better, metric="accuracy", paired_seeds=False).difference.splits["id_test"]
+    assert paired.value == unpaired.value == pytest.approx(0.03)
+    assert paired.low > 0 > unpaired.low
+
+
+def test_coverage_over_seeds(rng: np.random.Generator) -> None:
+    """With five seeds that differ, the interval holds the difference that all seeds would have on all examples."""
+    hits, trials = 0, 200
+    for trial in range(trials):
+        labels = rng.integers(0, 2, 300)
+        difficulty = rng.normal(size=300)
+
+        def arm(shift: float, labels: IntArray = labels, difficulty: Any = difficulty) -> list[Run]:
+            skills = difficulty + shift + 0.15 * rng.normal(size=(5, 1)) + 0.3 * rng.normal(size=(5, 300))
+            return [{"id_test": (labels, np.where(skill > -1, labels, 1 - labels))} for skill in skills]
+
+        comparison = compare_arms(arm(0), arm(0), metric="accuracy", num_resamples=400, seed=trial)
+        difference = comparison.difference.splits["id_test"]
+        hits += difference.low <= 0 <= difference.high
+    assert 0.87 <= hits / trials <= 0.99
+
+
+def test_unequal_numbers_of_seeds(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
+    runs = [_run(rng, labels, id_test=0.9, a=0.7, b=0.6) for _ in range(3)]
+    with pytest.raises(DataError, match=r"Paired arms need the same number of runs.*2 and 3.*paired_seeds=False"):
+        compare_arms(runs[:2], runs)
+    comparison = compare_arms(runs[:2], runs, paired_seeds=False)
+    assert comparison.num_seeds == (2, 3)
+    assert compare_arms(runs[:1], runs, paired_seeds=False).covers == "examples"
+
+
+def test_runs_on_other_examples_are_refused(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
+    run = _run(rng, labels, id_test=0.9, a=0.7, b=0.6)
+    other = {**run, "ood/a": (1 - run["ood/a"][0], run["ood/a"][1])}
+    with pytest.raises(DataError, match=r"Run 1 was not evaluated on the same examples of ood/a"):
+        compare_arms([run], [other])
+    shorter = {**run, "ood/a": (run["ood/a"][0][:-1], run["ood/a"][1][:-1])}
+    with pytest.raises(DataError, match="not evaluated on the same examples of ood/a"):
+        compare_arms([run], [shorter])
+    with pytest.raises(DataError, match=r"Run 1 was not evaluated on the same sets.*Got: id_test"):
+        compare_arms([run], [{"id_test": run["id_test"]}])
+
+
+def test_nothing_to_compare() -> None:
+    ids = np.array([0, 1])
+    with pytest.raises(DataError, match="no runs to summarize"):
+        summarize_runs([])
+    with pytest.raises(DataError, match="A run has no splits"):
+        summarize_runs([{}])
+    with pytest.raises(DataError, match="An arm has no runs"):
+        compare_arms([], [])
+    with pytest.raises(DataError, match="There are no examples"):
+        summarize_runs([{"id_test": (ids[:0], ids[:0])}])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_resamples": 10}, "too few resamples"),
+        ({"confidence": 1.0}, "confidence is out of range"),
+        ({"confidence": 95}, "confidence is out of range"),
+        ({"metric": "auc"}, "Unknown metric"),
+    ],
+)
+def test_settings(settings: dict[str, Any], message: str) -> None:
+    ids = np.array([0, 1])
+    for call in (
+        lambda: paired_difference(ids, ids, ids, **settings),
+        lambda: summarize_runs([{"x": (ids, ids)}], **settings),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            call()

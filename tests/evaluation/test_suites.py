@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from hf_early_ood.errors import ConfigurationError, DataError, ProbeError
+from hf_early_ood.evaluation.metrics import classification_metrics
+from hf_early_ood.evaluation.statistics import bootstrap_metrics, compare_arms
+from hf_early_ood.evaluation.suites import evaluate_splits, model_predictor
+from tests import families
+
+
+def _collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Pads to the longest."""
+    longest = max(len(example["input_ids"]) for example in examples)
+    padded = [example["input_ids"] + [families.PAD] * (longest - len(example["input_ids"])) for example in examples]
+    ids = torch.tensor(padded)
+    return {"input_ids": ids, "attention_mask": (ids != families.PAD).long()}
+
+
+def _dataset(size: int, seed: int = 0) -> Dataset:
+    rng = random.Random(seed)
+    ids = [
+        [rng.randrange(5, families.VOCAB_SIZE) for _ in range(rng.randrange(1, 12))] + [families.EOS]
+        for _ in range(size)
+    ]
+    return Dataset.from_dict({"input_ids": ids, "labels": [rng.randrange(3) for _ in range(size)]})
+
+
+@pytest.fixture
+def splits() -> dict[str, Dataset]:
+    return {"id_test": _dataset(20), "ood/a": _dataset(13, 1), "ood/b": _dataset(7, 2)}
+
+
+def test_logits_come_in_the_order_of_the_set(tiny_bert: torch.nn.Module) -> None:
+    dataset = _dataset(11)
+    with torch.no_grad():
+        one_by_one = torch.cat([tiny_bert(**_collate([example])).logits for example in dataset]).numpy()
+    for batch_size in (1, 4, 64):
+        logits = model_predictor(tiny_bert, _collate, batch_size=batch_size)(dataset)
+        np.testing.assert_allclose(logits, one_by_one, atol=1e-5)
+        assert logits.dtype == np.float32
+
+
+def test_batches_go_from_long_to_short(tiny_bert: torch.nn.Module) -> None:
+    widths: list[int] = []
+
+    def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        lengths = [len(example["input_ids"]) for example in examples]
+        assert set(examples[0]) == {"input_ids"}
+        widths.extend(lengths)
+        return _collate(examples)
+
+    model_predictor(tiny_bert, collate, batch_size=3)(_dataset(11))
+    assert widths == sorted(widths, reverse=True)
+
+
+def test_evaluation_leaves_no_trace(tiny_bert: torch.nn.Module) -> None:
+    tiny_bert.train()
+    tiny_bert.bert.encoder.eval()
+    modes = {name: module.training for name, module in tiny_bert.named_modules()}
+    weights = {name: value.clone() for name, value in tiny_bert.state_dict().items()}
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+    predict = model_predictor(tiny_bert, _collate, batch_size=4)
+    first, second = predict(_dataset(9)), predict(_dataset(9))
+    np.testing.assert_array_equal(first, second)  # no dropout
+    assert {name: module.training for name, module in tiny_bert.named_modules()} == modes
+    assert all(torch.equal(value, weights[name]) for name, value in tiny_bert.state_dict().items())
+    assert all(parameter.grad is None for parameter in tiny_bert.parameters())
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1:] == (np.random.get_state()[1].tolist(), random.getstate())  # noqa: NPY002
+
+
+def test_mode_comes_back_after_a_crash(tiny_bert: torch.nn.Module) -> None:
+    tiny_bert.train()
+
+    def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        raise RuntimeError("broken collator")
+
+    with pytest.raises(RuntimeError, match="broken collator"):
+        model_predictor(tiny_bert, collate)(_dataset(3))
+    assert all(module.training for module in tiny_bert.modules())
+
+
+def test_model_trains_after_evaluation(family: str) -> None:
+    """Nothing that a model caches in evaluation stands in the way of a backward pass."""
+    model = families.build(family)
+    model_predictor(model, _collate)(_dataset(3))
+    model(**families.inputs(family, model)).logits.sum().backward()
+
+
+def test_suite(tiny_bert: torch.nn.Module, splits: dict[str, Dataset]) -> None:
+    predict = model_predictor(tiny_bert, _collate)
+    suite = evaluate_splits(predict, splits, num_resamples=200)
+    assert list(suite.splits) == list(splits)
+    for split, evaluation in suite.splits.items():
+        logits = predict(splits[split])
+        assert evaluation.n == len(splits[split])
+        np.testing.assert_array_equal(evaluation.labels, splits[split]["labels"][:])
+        np.testing.assert_array_equal(evaluation.predictions, logits.argmax(axis=1))
+        expected = torch.from_numpy(logits).softmax(dim=1).numpy()
+        np.testing.assert_allclose(evaluation.probabilities, expected, atol=1e-6)
+        metrics = classification_metrics(evaluation.labels, evaluation.predictions)
+        assert {metric: estimate.value for metric, estimate in evaluation.metrics.items()} == pytest.approx(metrics)
+    summary = suite.summaries["accuracy"]
+    assert summary.ood_mean is not None
+    assert summary.ood_mean.value == pytest.approx(
+        np.mean([suite.splits[split].metrics["accuracy"].value for split in ("ood/a", "ood/b")])
+    )
+    record = json.loads(json.dumps(suite.to_dict()))
+    assert record["splits"]["ood/a"]["n"] == 13
+    assert record["summaries"]["macro_f1"]["worst_set"] in ("ood/a", "ood/b")
+    assert compare_arms([suite.run], [suite.run]).difference.ood_mean is not None
+
+
+def test_predict_may_be_any_function() -> None:
+    dataset = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+    suite = evaluate_splits(lambda data: np.array([[2.0, 1.0]] * len(data)), {"id_test": dataset}, labels="label")
+    assert suite.splits["id_test"].metrics["balanced_accuracy"].value == 0.5
+    assert suite.summaries["accuracy"].gap is None
+
+
+def test_notes_state_what_is_degenerate() -> None:
+    def evaluate(labels: list[int], predictions: list[int]) -> tuple[str, ...]:
+        dataset = Dataset.from_dict({"labels": labels})
+        suite = evaluate_splits(lambda _: np.eye(3)[predictions], {"ood/x": dataset}, label_names=["no", "so", "yes"])
+        return suite.splits["ood/x"].notes
+
+    assert evaluate([0, 1, 2, 2], [0, 1, 2, 1]) == ()
+    assert evaluate([2, 2], [2, 1]) == (
+        "No example has the label no, so: means over classes leave it out.",
+        "Every example has the label yes: balanced accuracy is the recall of that class.",
+    )
+    assert evaluate([0, 1, 2], [1, 1, 1]) == ("Every example is predicted to be so.",)
+    assert evaluate([0, 1, 2], [0, 1, 2]) == (
+        "Every prediction is right: the interval has no width, which is not certainty.",
+    )
+
+
+def test_intervals_do_not_depend_on_how_the_sets_are_evaluated(splits: dict[str, Dataset]) -> None:
+    def predict(dataset: Dataset) -> np.ndarray:
+        return np.eye(3)[np.arange(len(dataset)) % 3]
+
+    together = evaluate_splits(predict, splits).splits["ood/a"].metrics
+    alone = evaluate_splits(predict, {"ood/a": splits["ood/a"]}).splits["ood/a"].metrics
+    assert together == alone
+    labels = np.array(splits["ood/a"]["labels"][:])
+    other = bootstrap_metrics(labels, np.arange(13) % 3, num_resamples=2000)["accuracy"]
+    assert together["accuracy"].low == pytest.approx(other.low, abs=0.08)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ({"x": [1]}, "ood/x has no column of labels"),
+        ({"labels": []}, "ood/x is empty"),
+        ({"labels": [0, -100]}, "labels of ood/x are not class ids"),
+        ({"labels": [0.5]}, "labels of ood/x are not class ids"),
+        ({"labels": [None, 1]}, "labels of ood/x are not class ids"),
+        ({"labels": [0, 3]}, "ood/x has a label that the model has no output for.*Got: 3"),
+    ],
+)
+def test_unusable_sets(dataset: dict[str, list[Any]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        evaluate_splits(lambda data: np.zeros((len(data), 2)), {"ood/x": Dataset.from_dict(dataset)})
+
+
+def test_sets_are_checked_before_the_model_runs() -> None:
+    def predict(dataset: Dataset) -> np.ndarray:
+        raise AssertionError("the model ran")
+
+    sets = {"id_test": _dataset(3), "ood/x": Dataset.from_dict({"labels": []})}
+    with pytest.raises(DataError, match="ood/x is empty"):
+        evaluate_splits(predict, sets)
+
+
+def test_a_diverged_model_has_no_metrics(tiny_bert: torch.nn.Module, splits: dict[str, Dataset]) -> None:
+    with torch.no_grad():
+        tiny_bert.classifier.weight.fill_(float("nan"))
+    with pytest.raises(ProbeError, match=r"NaN or infinite.*20 of 20 examples"):
+        evaluate_splits(model_predictor(tiny_bert, _collate), splits)
+
+
+def test_other_errors(tiny_bert: torch.nn.Module) -> None:
+    with pytest.raises(DataError, match="no sets to evaluate on"):
+        evaluate_splits(lambda data: np.zeros((len(data), 2)), {})
+    with pytest.raises(ConfigurationError, match="batch size is too small"):
+        model_predictor(tiny_bert, _collate, batch_size=0)
+    with pytest.raises(DataError, match="Labels and predictions do not fit"):
+        evaluate_splits(lambda data: np.zeros((1, 2)), {"id_test": Dataset.from_dict({"labels": [0, 1]})})

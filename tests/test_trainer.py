@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from transformers import HfArgumentParser, TrainingArguments
+
+from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
+from hf_early_ood.errors import ConfigurationError
+from hf_early_ood.trainer import EarlyOODArguments, EarlyOODTrainer
+from tests import families
+from tests.training import Recorder, Rows, make_trainer
+
+PLAIN = {"trainer_class": EarlyOODTrainer}
+FULL = {"trainer_class": EarlyOODTrainer, "arguments_class": EarlyOODArguments}
+
+
+class GradientOfFirstUpdate(Recorder):
+    """The gradient that the optimizer sees at the first update, before clipping takes effect."""
+
+    def __init__(self):
+        super().__init__()
+        self.gradient = None
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        if self.gradient is None:
+            self.gradient = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def first_gradient(tmp_path, trainer_class, batch, accumulation, **arguments):
+    recorder = GradientOfFirstUpdate()
+    trainer = make_trainer(
+        tmp_path,
+        [recorder],
+        model=families.build("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+        trainer_class=trainer_class,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        max_steps=1,
+        max_grad_norm=0.0,
+        **arguments,
+    )
+    trainer.train()
+    return recorder.gradient
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(4, 2), (2, 4)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_same_batch_gives_the_same_gradient(tmp_path, batch, accumulation, smoothing):
+    settings = {"label_smoothing_factor": smoothing}
+    whole = first_gradient(tmp_path, EarlyOODTrainer, 8, 1, **settings)
+    parts = first_gradient(tmp_path, EarlyOODTrainer, batch, accumulation, **settings)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_label_smoothing_is_that_of_transformers(tmp_path):
+    from transformers import Trainer
+
+    ours = first_gradient(tmp_path, EarlyOODTrainer, 8, 1, label_smoothing_factor=0.1)
+    theirs = first_gradient(tmp_path, Trainer, 8, 1, label_smoothing_factor=0.1)
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_plain_trainer_is_warned_about_its_loss(tmp_path, caplog):
+    """And the warning is needed: the gradient is twice too large."""
+    from transformers import Trainer
+
+    whole = first_gradient(tmp_path, Trainer, 8, 1)
+    parts = first_gradient(tmp_path, Trainer, 4, 2)
+    name = "classifier.weight"
+    torch.testing.assert_close(parts[name], 2 * whole[name], rtol=1e-4, atol=1e-7)
+    trainer = make_trainer(tmp_path, [GradualUnfreezingCallback(interval=2)], gradient_accumulation_steps=2)
+    with caplog.at_level(logging.WARNING, logger="hf_early_ood"):
+        trainer.train()
+    assert "accepts_loss_kwargs = False" in caplog.text
+
+
+def test_unfreezing_from_arguments_logs_through_the_trainer(tmp_path):
+    recorder = Recorder()
+    trainer = make_trainer(
+        tmp_path, [recorder], unfreezing_interval="2", eval_strategy="no", probe_batch_size=4, probe_size=8, **FULL
+    )
+    logged = []
+    trainer.log = lambda values, *rest: logged.append(dict(values))
+    trainer.unfreezing.report_through(trainer.log)
+    trainer.train()
+    assert [values["unfreezing/stage"] for values in logged if "unfreezing/stage" in values] == [0, 1, 2, 3, 4]
+
+
+def test_none_is_standard_fine_tuning(tmp_path):
+    assert make_trainer(tmp_path, [], unfreezing="none", **FULL).unfreezing is None
+
+
+def test_arguments_parse_from_a_command_line():
+    parser = HfArgumentParser(EarlyOODArguments)
+    (args,) = parser.parse_args_into_dataclasses(
+        ["--output_dir", "x", "--unfreezing_interval", "0.1", "--probe_every", "3", "--unfreezing_initial", "head", "block.2"]
+    )
+    settings = args.callback_settings()
+    assert (settings["interval"], settings["probe_every"], settings["initial"]) == (0.1, 3, ["head", "block.2"])
+    parser.format_help()  # a lone % in a help text would raise
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"unfreezing": "gradually"}, r"Unknown way of unfreezing.*Did you mean 'gradual'"),
+        ({"unfreezing_interval": "often"}, "interval is not usable"),
+        ({"probe_size": 4}, "probe set is smaller than a batch"),
+        ({"stabilization_max_step": "0"}, "latest step"),
+    ],
+)
+def test_bad_arguments(tmp_path, settings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        EarlyOODArguments(output_dir=str(tmp_path), report_to="none", **settings)
+
+
+def test_two_callbacks_are_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="Both the arguments and the callbacks"):
+        make_trainer(tmp_path, [GradualUnfreezingCallback(interval=2)], **FULL)
+
+
+def test_dict_of_sets_is_summarized(tmp_path):
+    trainer = make_trainer(tmp_path, [], **PLAIN)
+    sets = {"id_test": Rows(12), "ood/a": Rows(9), "ood/b": Rows(16)}
+    metrics = trainer.evaluate(sets)
+    accuracies = [metrics[f"eval_ood/{name}_accuracy"] for name in "ab"]
+    assert metrics["eval_ood_macro_accuracy"] == pytest.approx(sum(accuracies) / 2)
+    assert metrics["eval_ood_worst_accuracy"] == min(accuracies)
+    assert metrics["eval_gap_accuracy"] == pytest.approx(metrics["eval_id_test_accuracy"] - sum(accuracies) / 2)
+    assert any("eval_ood_macro_accuracy" in entry for entry in trainer.state.log_history)
+    assert not any(key.startswith("eval_ood_macro") for key in trainer.evaluate({"id_test": Rows(12)}))
+
+
+def test_retry_after_a_failed_attempt_trains_every_layer(tmp_path):
+    """auto_find_batch_size calls the loop again with another batch size; nothing has ended in between."""
+
+    class OutOfMemoryOnce(Rows):
+        failed = False
+
+        def __getitem__(self, index):
+            if not self.failed and self.fetched > 50:
+                self.failed = True
+                raise RuntimeError("CUDA out of memory. Tried to allocate")
+            self.fetched += 1
+            return super().__getitem__(index)
+
+    dataset = OutOfMemoryOnce()
+    dataset.fetched = 0
+    recorder = Recorder()
+    trainer = make_trainer(
+        tmp_path,
+        [recorder],
+        dataset=dataset,
+        auto_find_batch_size=True,
+        per_device_train_batch_size=8,
+        unfreezing_interval="2",
+        **FULL,
+    )
+    trainer.train()
+    assert dataset.failed
+    assert trainer.args.train_batch_size < 8 or trainer._train_batch_size < 8
+    assert recorder.in_optimizer == 57
+    start, end = recorder.weights[0], recorder.weights[10]
+    name = "bert.embeddings.word_embeddings.weight"
+    assert not torch.equal(start[name], end[name])
+    assert all(parameter.requires_grad for parameter in trainer.model.parameters())
+
+
+def test_plain_training_arguments_do(tmp_path):
+    trainer = make_trainer(tmp_path, [GradualUnfreezingCallback(interval=2)], arguments_class=TrainingArguments, **PLAIN)
+    trainer.train()
+    assert trainer.unfreezing.stage == 4
