@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -210,9 +210,10 @@ def _train_and_evaluate(config: RunConfig, material: Material, folder: Path, pro
         seconds=progress.seconds["train"],
         train_loss=float(output.training_loss),
         seconds_per_stage={str(stage): seconds for stage, seconds in timer.seconds.items()},
-        loss_curve=tuple((entry["step"], entry["loss"]) for entry in history if "loss" in entry),
+        loss_curve=tuple((int(entry["step"]), entry["loss"]) for entry in history if "loss" in entry),
     )
-    _record_unfreezing(config, trainer, folder, progress)
+    groups = find_layer_groups(material.model).trainable().names
+    _record_unfreezing(config, trainer, groups, folder, progress)
 
     with progress.phase("evaluate"):
         held_out = {name: dataset for name, dataset in material.tokenized.items() if name != names.TRAIN}
@@ -273,7 +274,9 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _record_unfreezing(config: RunConfig, trainer: EarlyOODTrainer, folder: Path, progress: _Progress) -> None:
+def _record_unfreezing(
+    config: RunConfig, trainer: EarlyOODTrainer, groups: Sequence[str], folder: Path, progress: _Progress
+) -> None:
     """What was released when, what it cost to decide, and the figure of it."""
     if trainer.unfreezing is None:
         progress.parts["intervention"] = InterventionRecord(config.intervention.method)
@@ -293,7 +296,7 @@ def _record_unfreezing(config: RunConfig, trainer: EarlyOODTrainer, folder: Path
             series.decision,
             series.stages,
             folder / names.SIGNAL_FIGURE,
-            groups=find_layer_groups(trainer.model).trainable().names,
+            groups=groups,
             num_updates=trainer.state.global_step,
         )
 
@@ -338,7 +341,7 @@ def evaluation_record(evaluation: SuiteEvaluation, selected_by: str) -> Evaluati
 
 def write_predictions(path: Path, evaluation: SuiteEvaluation) -> None:
     """Keep label, prediction and probabilities of every example: ``<split>/labels`` and so on."""
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for name, part in evaluation.splits.items():
         arrays[f"{name}/labels"] = part.labels.astype(np.int32)
         arrays[f"{name}/predictions"] = part.predictions.astype(np.int32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -15,7 +15,8 @@ AUTO = "auto"
 ORDERS = ("top_down", "bottom_up")
 RELEASES = ("interval", "all_at_once")
 
-Interval = int | float | Literal["auto"]
+Interval = int | float | str
+"""Updates (int), fraction of training (float), or "auto"; anything else is refused."""
 
 
 @dataclass(frozen=True)
@@ -297,7 +298,7 @@ def parse_number(text: str) -> int | float | str:
 def _checked_interval(interval: Any) -> Interval:
     allowed = 'an integer >= 1 (updates), a float in (0, 1) (fraction of training), or "auto"'
     if isinstance(interval, str) and interval == AUTO:
-        return "auto"
+        return AUTO
     if isinstance(interval, int) and not isinstance(interval, bool) and interval >= 1:
         return interval
     if isinstance(interval, float) and 0.0 < interval < 1.0:

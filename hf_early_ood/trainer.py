@@ -12,7 +12,7 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 from hf_early_ood import names
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.errors import ConfigurationError, did_you_mean
-from hf_early_ood.evaluation.metrics import classification_metrics
+from hf_early_ood.evaluation.metrics import METRICS, classification_metrics, predicted_classes
 from hf_early_ood.schedules import AUTO, parse_number
 from hf_early_ood.tasks.sequence_classification import SequenceClassificationLoss, is_sequence_classification
 
@@ -125,12 +125,13 @@ class EarlyOODTrainer(Trainer):
 
     def __init__(self, *positional: Any, probe_dataset: Dataset | None = None, **kwargs: Any) -> None:
         super().__init__(*positional, **kwargs)
-        if is_sequence_classification(self.model):
+        model: Any = self.model
+        if is_sequence_classification(model):
             if self.compute_loss_func is None:
                 self.compute_loss_func = SequenceClassificationLoss(
-                    self.model.config, label_smoothing=self.args.label_smoothing_factor
+                    model.config, label_smoothing=self.args.label_smoothing_factor
                 )
-            if self.compute_metrics is None and self.model.config.num_labels > 1:
+            if self.compute_metrics is None and model.config.num_labels > 1:
                 self.compute_metrics = _prediction_metrics
         if isinstance(self.args, EarlyOODArguments) and self.args.unfreezing == GRADUAL:
             if self.unfreezing is not None:
@@ -175,22 +176,25 @@ class EarlyOODTrainer(Trainer):
 
 
 def _prediction_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    return classification_metrics(prediction.label_ids, logits.argmax(-1))
+    logits: Any = prediction.predictions
+    labels: Any = prediction.label_ids
+    if isinstance(logits, tuple):  # a model that returns hidden states as well
+        logits = logits[0]
+    return classification_metrics(labels, predicted_classes(logits))
 
 
 def _summarize(metrics: Mapping[str, float], sets: list[str], prefix: str) -> dict[str, float]:
     """Macro mean and worst of the OOD sets, and the gap to the ID test set (or validation set)."""
-    reference = next((name for name in (names.ID_TEST, names.ID_VALIDATION) if name in sets), None)
+    reference = names.ID_TEST if names.ID_TEST in sets else names.ID_VALIDATION
     summary: dict[str, float] = {}
-    for metric in (names.ACCURACY, names.BALANCED_ACCURACY, names.MACRO_F1):
-        values = {name: metrics.get(f"{prefix}_{name}_{metric}") for name in sets}
-        ood = [value for name, value in values.items() if names.is_ood(name) and value is not None]
+    for metric in METRICS:
+        values = {name: metrics[key] for name in sets if (key := f"{prefix}_{name}_{metric}") in metrics}
+        ood = [value for name, value in values.items() if names.is_ood(name)]
         if not ood:
             continue
         mean = sum(ood) / len(ood)
         summary[f"{prefix}_ood_macro_{metric}"] = mean
         summary[f"{prefix}_ood_worst_{metric}"] = min(ood)
-        if reference is not None and values[reference] is not None:
+        if reference in values:
             summary[f"{prefix}_gap_{metric}"] = values[reference] - mean
     return summary

@@ -41,7 +41,7 @@ def test_frozen_parameters_lose_their_gradient():
 def test_errors():
     model, groups = small()
     freezer = Freezer(groups)
-    with pytest.raises(ConfigurationError, match="Unknown layer group.*Did you mean 'head'"):
+    with pytest.raises(ConfigurationError, match=r"Unknown layer group.*Did you mean 'head'"):
         freezer.train_only(["heads"])
     with pytest.raises(ConfigurationError, match="must train something"):
         freezer.train_only([])
@@ -55,9 +55,13 @@ def test_context_restores_after_an_exception():
     model, _ = small()
     model[0].weight.requires_grad_(False)
     parameters = dict(model.named_parameters())
-    with pytest.raises(RuntimeError, match="inside"), requires_grad_set(parameters, ["0.weight"]):
+
+    def fail():
         assert [p.requires_grad for p in model.parameters()] == [True, False, False, False]
         raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"), requires_grad_set(parameters, ["0.weight"]):
+        fail()
     assert [p.requires_grad for p in model.parameters()] == [False, True, True, True]
     with pytest.raises(ConfigurationError, match="Unknown parameter name"), requires_grad_set(parameters, ["x"]):
         pass

@@ -220,14 +220,14 @@ class Odd(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         for name in self.TOP:
-            self.add_module(name, nn.Linear(4, 4))
-        self.first = nn.Linear(4, 4)
-        self.tables = nn.ModuleList([nn.Embedding(99, 4), nn.Embedding(99, 4)])
-        self.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(4)])
-        self.last = nn.Linear(4, 4)
-        self.outputs = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])
+            self.add_module(name, nn.Linear(8, 8))
+        self.first = nn.Linear(8, 8)
+        self.tables = nn.ModuleList([nn.Embedding(99, 8), nn.Embedding(99, 8)])
+        self.layers = nn.ModuleList([nn.Linear(8, 8) for _ in range(4)])
+        self.last = nn.Linear(8, 8)
+        self.outputs = nn.ModuleList([nn.Linear(8, 1), nn.Linear(8, 1)])
         for name in self.BOTTOM:
-            self.add_module(name, nn.Linear(4, 4))
+            self.add_module(name, nn.Linear(8, 8))
 
 
 def test_names_and_then_order_decide_about_what_is_in_no_block() -> None:

@@ -97,7 +97,17 @@ def test_none_is_standard_fine_tuning(tmp_path):
 def test_arguments_parse_from_a_command_line():
     parser = HfArgumentParser(EarlyOODArguments)
     (args,) = parser.parse_args_into_dataclasses(
-        ["--output_dir", "x", "--unfreezing_interval", "0.1", "--probe_every", "3", "--unfreezing_initial", "head", "block.2"]
+        [
+            "--output_dir",
+            "x",
+            "--unfreezing_interval",
+            "0.1",
+            "--probe_every",
+            "3",
+            "--unfreezing_initial",
+            "head",
+            "block.2",
+        ]
     )
     settings = args.callback_settings()
     assert (settings["interval"], settings["probe_every"], settings["initial"]) == (0.1, 3, ["head", "block.2"])
@@ -171,6 +181,8 @@ def test_retry_after_a_failed_attempt_trains_every_layer(tmp_path):
 
 
 def test_plain_training_arguments_do(tmp_path):
-    trainer = make_trainer(tmp_path, [GradualUnfreezingCallback(interval=2)], arguments_class=TrainingArguments, **PLAIN)
+    trainer = make_trainer(
+        tmp_path, [GradualUnfreezingCallback(interval=2)], arguments_class=TrainingArguments, **PLAIN
+    )
     trainer.train()
     assert trainer.unfreezing.stage == 4

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
 from transformers.utils import logging
 
 from hf_early_ood.errors import UnsupportedSetupError
+from hf_early_ood.tasks.sequence_classification import is_sequence_classification
 
 logger = logging.get_logger(__name__)
 
@@ -58,7 +61,7 @@ def _check_ddp(args: TrainingArguments) -> None:
             got="ddp_static_graph=True",
             fix="Remove ddp_static_graph from TrainingArguments.",
         )
-    kwargs = getattr(args, "activation_checkpointing_kwargs", None) or args.gradient_checkpointing_kwargs or {}
+    kwargs: Any = getattr(args, "activation_checkpointing_kwargs", None) or args.gradient_checkpointing_kwargs or {}
     if checkpointing and kwargs.get("use_reentrant"):
         raise UnsupportedSetupError(
             "Reentrant activation checkpointing marks a parameter ready twice under DDP with frozen layers.",
@@ -94,9 +97,9 @@ def warn_about_loss_scale(args: TrainingArguments, model: nn.Module) -> None:
     Sequence classification models ignore it, so that accumulation and several processes multiply the gradient
     (measured with transformers 5.23), and with it clipping and everything that is logged from gradients.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     factor = args.gradient_accumulation_steps * max(1, args.world_size)
-    wrong = type(inner).__name__.endswith("ForSequenceClassification") and getattr(inner, "accepts_loss_kwargs", True)
+    wrong = is_sequence_classification(model) and getattr(inner, "accepts_loss_kwargs", True)
     if wrong and factor > 1:
         logger.warning(
             f"Trainer makes the gradient of {type(inner).__name__} up to {factor} times too large (gradient "

@@ -221,7 +221,8 @@ class GradualUnfreezingCallback(TrainerCallback, ExportableState):
         if saved is None:
             self._measure(model, state)
         # transformers looks the name up when it saves, also if the checkpoint was made without this callback.
-        state.stateful_callbacks[type(self).__name__] = self.state()
+        stateful: Any = state.stateful_callbacks
+        stateful[type(self).__name__] = self.state()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Change the stage: no gradient exists at this point, so nothing stale can be applied."""
@@ -263,7 +264,8 @@ class GradualUnfreezingCallback(TrainerCallback, ExportableState):
         """What the checkpoint brings; None for a new run."""
         if state.global_step == 0:
             return None
-        saved = state.stateful_callbacks.get(type(self).__name__)
+        stateful: Any = state.stateful_callbacks
+        saved = stateful.get(type(self).__name__)
         learned = saved["attributes"].get("learned") if isinstance(saved, dict) else None
         if learned is None:
             raise ResumeError(
@@ -328,7 +330,7 @@ class GradualUnfreezingCallback(TrainerCallback, ExportableState):
 
     def _open_log(self, args: TrainingArguments, state: TrainerState) -> DynamicsLog:
         name = self.settings["dynamics_file"]
-        return DynamicsLog(Path(args.output_dir) / name if name and state.is_world_process_zero else None)
+        return DynamicsLog(Path(str(args.output_dir)) / name if name and state.is_world_process_zero else None)
 
     # What happens in a run.
 

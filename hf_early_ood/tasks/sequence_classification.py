@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 from torch import nn
 from torch.nn import functional
+from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -27,6 +28,7 @@ from hf_early_ood.errors import ConfigurationError, DataError, UnsupportedModelE
 
 TEXT, TEXT_PAIR, LABEL, LABELS = "text", "text_pair", "label", "labels"
 IGNORED_LABEL = -100
+_CHUNK = 1000  # examples tokenized at a time
 
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
@@ -44,7 +46,7 @@ def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: i
         Data set with the inputs of the model and ``labels``.
 
     Raises:
-        DataError: If a column is not there.
+        DataError: If a column is not there, or there are no examples.
         ConfigurationError: If ``max_length`` is more than the tokenizer says its model takes, or leaves no text.
 
     Example:
@@ -61,8 +63,9 @@ def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: i
             allowed="text, text_pair, label",
             fix=f"Add {', '.join(missing)}; load_split does.",
         )
-    is_pair = TEXT_PAIR in dataset.column_names
-    shortest = tokenizer.num_special_tokens_to_add(pair=is_pair) + 1
+    if len(dataset) == 0:
+        raise DataError("There are no examples to tokenize.", fix="Leave the split out.")
+    shortest = tokenizer.num_special_tokens_to_add(pair=TEXT_PAIR in dataset.column_names) + 1
     if not shortest <= max_length <= tokenizer.model_max_length:
         raise ConfigurationError(
             "max_length does not fit the tokenizer.",
@@ -71,13 +74,15 @@ def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: i
             fix="Set max_length within this range.",
         )
 
-    def encode(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        encoded = tokenizer(batch[TEXT], batch[TEXT_PAIR] if is_pair else None, truncation=True, max_length=max_length)
-        return {**encoded, LABELS: batch[LABEL]}
+    # Not `Dataset.map`, whose progress bars are not quiet outside of a terminal.
+    starts = tqdm(range(0, len(dataset), _CHUNK), desc="Tokenizing", disable=None, leave=False)
+    chunks = [_encode(dataset[start : start + _CHUNK], tokenizer, max_length) for start in starts]
+    return concatenate_datasets(chunks).add_column(LABELS, dataset[LABEL][:], feature=dataset.features[LABEL])
 
-    label_feature = dataset.features[LABEL]
-    encoded = dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc="Tokenizing")
-    return encoded.cast_column(LABELS, label_feature)
+
+def _encode(batch: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+    encoded = tokenizer(batch[TEXT], batch.get(TEXT_PAIR), truncation=True, max_length=max_length)
+    return Dataset.from_dict(dict(encoded))
 
 
 def data_collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:

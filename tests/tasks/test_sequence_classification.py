@@ -62,6 +62,21 @@ def test_tokenize_says_what_is_missing(tokenizer: PreTrainedTokenizerFast) -> No
         tokenize(Dataset.from_dict({"text": ["a"], "labels": [0]}), tokenizer, max_length=8)
 
 
+def test_tokenize_nothing(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(DataError, match="no examples to tokenize"):
+        tokenize(Dataset.from_dict({"text": [], "label": []}), tokenizer, max_length=8)
+
+
+def test_tokenize_many_is_quiet_and_in_order(
+    tokenizer: PreTrainedTokenizerFast, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dataset = Dataset.from_dict({"text": ["a", "b c"] * 1200, "label": [0, 1] * 1200})
+    encoded = tokenize(dataset, tokenizer, max_length=8)
+    assert encoded["input_ids"][:] == [[1, 4, 2], [1, 5, 6, 2]] * 1200
+    assert encoded["labels"][:] == [0, 1] * 1200
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("max_length", [2, 21])
 def test_max_length_out_of_range(tokenizer: PreTrainedTokenizerFast, max_length: int) -> None:
     with pytest.raises(ConfigurationError, match=r"max_length does not fit.*Allowed: 3 to 20"):

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from transformers import AutoModelForSequenceClassification
+
+from hf_early_ood import experiment, names, study
+from hf_early_ood.config import RunConfig, StudyConfig
+from hf_early_ood.errors import ConfigurationError, DataError, EarlyOODError, ResumeError
+from hf_early_ood.results import OOD_MACRO_MEAN, OOD_WORST, read_run, read_study
+from tests import tiny_project
+from tests.tiny_project import make_project, run_settings, study_settings, write_rows
+
+
+@pytest.fixture
+def project(tmp_path):
+    return make_project(tmp_path / "project")
+
+
+def run_config(project, **changes):
+    return RunConfig.from_dict(run_settings(project, **changes))
+
+
+def test_a_run_writes_its_folder(project):
+    record = experiment.run(run_config(project), command="test")
+    folder = project / "out"
+    assert {file.name for file in folder.iterdir()} == {
+        names.CONFIG_FILE,
+        names.RESULTS_FILE,
+        names.DYNAMICS_FILE,
+        names.PREDICTIONS_FILE,
+        names.SIGNAL_FIGURE,
+        names.MODEL_FOLDER,
+    }
+    assert read_run(folder / names.RESULTS_FILE) == record
+    assert record.status == "complete"
+    assert record.training.updates == 12
+    assert set(record.evaluation.splits) == {"id_validation", "id_test", "ood/a", "ood/b"}
+    assert record.evaluation.selected_by == "last update"
+    stages = record.intervention.stages
+    assert [stage.released for stage in stages][:2] == [("head",), ("block.2",)]
+    assert stages[1].step == record.intervention.decision.step
+    assert record.probes[names.FISHER_TRACE].count == record.intervention.decision.step + 1
+    assert 0 < record.probes[names.FISHER_TRACE].share_of_training_time < 1
+    for split, (labels, predictions) in experiment.read_predictions(folder / names.PREDICTIONS_FILE).items():
+        accuracy = record.evaluation.splits[split].metrics[names.ACCURACY].value
+        assert accuracy == pytest.approx(np.mean(labels == predictions))
+    model = AutoModelForSequenceClassification.from_pretrained(folder / names.MODEL_FOLDER)
+    assert model.config.id2label == {0: "bad", 1: "good"}
+
+
+def test_a_finished_run_is_not_made_again(project, monkeypatch):
+    first = experiment.run(run_config(project))
+    monkeypatch.setattr(experiment, "prepare", None)  # would raise if anything were loaded
+    assert experiment.run(run_config(project)) == first
+
+
+def test_the_same_seed_gives_the_same_run(project):
+    first = experiment.run(run_config(project))
+    second = experiment.run(run_config(project, output_dir=str(project / "again")))
+    assert first.evaluation == second.evaluation
+    assert first.training.loss_curve == second.training.loss_curve
+
+
+def test_a_folder_of_another_run_is_refused(project):
+    experiment.run(run_config(project, intervention__method="standard"))
+    with pytest.raises(ResumeError, match=r"belongs to another run.*differs in training\.max_steps"):
+        experiment.run(run_config(project, intervention__method="standard", training__max_steps=13))
+
+
+def test_a_folder_with_something_else_is_refused(project):
+    (project / "out").mkdir()
+    (project / "out" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ResumeError, match="not empty and holds no run"):
+        experiment.run(run_config(project))
+    assert (project / "out" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_crash_leaves_a_record_and_the_run_goes_on_from_its_checkpoint(project, monkeypatch):
+    settings = {"training__save_strategy": "steps", "training__save_steps": 4}
+    whole = experiment.run(run_config(project, output_dir=str(project / "whole"), **settings))
+
+    def out_of_disk(*arguments, **keywords):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "evaluate_splits", out_of_disk)
+        with pytest.raises(OSError, match="No space left"):
+            experiment.run(run_config(project, **settings))
+    failed = read_run(project / "out" / names.RESULTS_FILE)
+    assert (failed.status, failed.error) == ("failed", "OSError: No space left on device")
+    assert failed.training.updates == 12
+    again = experiment.run(run_config(project, **settings))
+    assert again.evaluation == whole.evaluation
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"data__text": "sentence"}, DataError, r"sentence"),
+        ({"data__label": "stars"}, DataError, r"stars"),
+        ({"data__train": {"source": "train.jsonl"}}, EarlyOODError, r"train\.jsonl"),
+        ({"intervention__interval": 12}, ConfigurationError, "no layer would be released before training ends"),
+        ({"intervention__probe": {"size": 4, "batch_size": 8}}, ConfigurationError, "probe"),
+        ({"intervention__probe": {"size": 65, "batch_size": 8}}, ConfigurationError, "larger than the training set"),
+        ({"intervention__initial": ["classifier"]}, ConfigurationError, "nothing to train in this model"),
+        ({"training__optim": "adamw_nonsense"}, ConfigurationError, "adamw_nonsense"),
+        ({"data__max_length": 4096}, ConfigurationError, "max_length does not fit"),
+    ],
+)
+def test_bad_input_is_found_by_check_before_training(project, changes, error, message):
+    with pytest.raises(error, match=message):
+        experiment.check(run_config(project, **changes))
+    assert not (project / "out").exists()
+
+
+def test_unseen_label_in_an_ood_set(project):
+    write_rows(project / "a.jsonl", [{"text": "so so", "label": "meh"}, {"text": "very fine", "label": "good"}])
+    with pytest.raises(DataError, match=r"ood/a.*meh"):
+        experiment.check(run_config(project))
+
+
+def test_empty_set(project):
+    (project / "b.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"ood/b.*empty"):
+        experiment.check(run_config(project))
+
+
+def test_model_without_blocks(project):
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model("bert", num_hidden_layers=0, hidden_size=16, num_attention_heads=2, vocab_size=30)
+    from transformers import BertModel
+
+    BertModel(config).save_pretrained(project / "model")
+    with pytest.raises(EarlyOODError, match="block"):
+        experiment.check(run_config(project))
+
+
+def test_check_says_what_would_be_trained(project):
+    text = experiment.check(run_config(project, intervention__interval=2))
+    assert "train: 64" in text
+    assert "12 updates" in text
+    assert "- [block.2]     # from update 2" in text
+    assert "12 updates of all layers" in experiment.check(run_config(project, intervention__method="standard"))
+
+
+def test_a_study_compares_its_arms_and_makes_only_what_is_missing(project, monkeypatch):
+    config = StudyConfig.from_dict(study_settings(project))
+    record = study.run_study(config, command="test")
+    folder = project / "out"
+    assert read_study(folder / names.STUDY_FILE) == record
+    assert {arm: len(runs) for arm, runs in record.arms.items()} == {"standard": 2, "gradual": 2}
+    compared = {(c.split, c.metric) for c in record.comparisons}
+    splits = {"id_validation", "id_test", "ood/a", "ood/b", OOD_MACRO_MEAN, OOD_WORST}
+    assert compared == {(s, m) for s in splits for m in (names.ACCURACY, names.BALANCED_ACCURACY, names.MACRO_F1)}
+    for comparison in record.comparisons:
+        assert comparison.covers == "examples and seeds"
+        assert comparison.low <= comparison.difference <= comparison.high
+        if comparison.split == "ood/a":
+            values = {
+                arm: np.mean([run.evaluation.splits["ood/a"].metrics[comparison.metric].value for run in runs])
+                for arm, runs in record.arms.items()
+            }
+            assert comparison.difference == pytest.approx(values["gradual"] - values["standard"])
+    assert "gradual" in (folder / names.VERDICT_FILE).read_text()
+    assert (folder / names.COMPARISON_FIGURE).stat().st_size > 1000
+
+    # One run is lost: only that one is made again.
+    (folder / "gradual" / "seed2" / names.RESULTS_FILE).unlink()
+    made = []
+    original = experiment._train_and_evaluate
+
+    def counted(config, *rest):
+        made.append((config.name, config.seed))
+        return original(config, *rest)
+
+    monkeypatch.setattr(experiment, "_train_and_evaluate", counted)
+    again = study.run_study(config)
+    assert made == [("gradual", 2)]
+    assert again.comparisons == record.comparisons
+
+
+def test_a_study_goes_on_after_a_failed_run(project, monkeypatch):
+    original = experiment._train_and_evaluate
+
+    def fails_once(config, *rest):
+        if (config.name, config.seed) == ("gradual", 1):
+            raise RuntimeError("loss exploded")
+        return original(config, *rest)
+
+    monkeypatch.setattr(experiment, "_train_and_evaluate", fails_once)
+    record = study.run_study(StudyConfig.from_dict(study_settings(project)))
+    assert [run.status for run in record.arms["gradual"]] == ["failed", "complete"]
+    assert {comparison.n_seeds for comparison in record.comparisons} == {1}
+    assert "Failed and left out: gradual seed 1" in (project / "out" / names.VERDICT_FILE).read_text()
+
+
+def test_a_study_checks_every_arm_before_the_first_run(project):
+    settings = study_settings(project)
+    settings["study"]["arms"]["gradual"]["intervention"]["initial"] = ["classifier"]
+    with pytest.raises(ConfigurationError, match="nothing to train in this model"):
+        study.run_study(StudyConfig.from_dict(settings))
+    assert not (project / "out").exists()
+
+
+def test_dynamics_file_is_strict_json(project):
+    experiment.run(run_config(project))
+    for line in (project / "out" / names.DYNAMICS_FILE).read_text().splitlines():
+        json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+
+
+def test_project_itself_is_learnable():
+    """The tiny data is no noise: what tests compare could differ."""
+    rows = tiny_project.sentences(50, 0)
+    assert {row["label"] for row in rows} == {"good", "bad"}
+    assert len({row["text"] for row in rows}) == 50
