@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, overrides = parser.parse_known_args(words)
     if overrides and not options.takes_overrides:
         parser.error(f"unknown arguments: {shlex.join(overrides)}")
+    if not sys.stderr.isatty():
+        # Log files keep our lines; the libraries below would fill them with bars.
+        os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     options.overrides = overrides
     options.command_line = shlex.join(["hf-early-ood", *words])
     try:

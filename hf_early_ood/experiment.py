@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_early_ood import names
@@ -47,7 +47,7 @@ from hf_early_ood.schedules import AUTO
 from hf_early_ood.sources import SplitSpec
 from hf_early_ood.tasks.sequence_classification import data_collator, load_classifier, tokenize
 from hf_early_ood.trainer import EarlyOODTrainer
-from hf_early_ood.training import StageTimer, count_updates, make_arguments, make_callback
+from hf_early_ood.training import ProgressLines, StageTimer, count_updates, make_arguments, make_callback
 
 logger = logging.getLogger(__name__)
 
@@ -195,8 +195,9 @@ def _train_and_evaluate(config: RunConfig, material: Material, folder: Path, pro
         eval_dataset=material.tokenized[names.ID_VALIDATION],
         data_collator=collator,
         processing_class=material.tokenizer,
-        callbacks=[timer] if callback is None else [timer, callback],
+        callbacks=[timer, ProgressLines(), *([] if callback is None else [callback])],
     )
+    trainer.remove_callback(PrinterCallback)  # it would print between the lines of our report
     timer.stage_of = lambda: trainer.unfreezing.stage if trainer.unfreezing else 0
     progress.parts["data"] = _data_record(material.splits)
     progress.parts["model"] = _model_record(config, material.model)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +16,15 @@ from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.config import RunConfig
 from hf_early_ood.errors import ConfigurationError
 
+logger = logging.getLogger(__name__)
+
 DEFAULTS: dict[str, Any] = {
     # A run writes its own results; who wants trackers or checkpoints says so in `training`.
     "report_to": "none",
     "save_strategy": "no",
     "logging_steps": 10,
     "dataloader_pin_memory": torch.cuda.is_available(),
+    "disable_tqdm": not sys.stderr.isatty(),
 }
 
 
@@ -79,6 +84,16 @@ def count_updates(arguments: TrainingArguments, num_examples: int) -> int:
     batches = num_examples // per_batch if arguments.dataloader_drop_last else math.ceil(num_examples / per_batch)
     updates = max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
     return math.ceil(arguments.num_train_epochs * updates)
+
+
+class ProgressLines(TrainerCallback):
+    """One line a log where there is no terminal for a progress bar."""
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """Say how far training is."""
+        loss = kwargs.get("logs", {}).get("loss")
+        if args.disable_tqdm and state.is_world_process_zero and loss is not None:
+            logger.info("update %d of %d, loss %.3f", state.global_step, state.max_steps, float(loss))
 
 
 class StageTimer(TrainerCallback):

@@ -122,6 +122,7 @@ class _Task:
 
     scorer: Scorer
     measured: Measured
+    everything: dict[str, nn.Parameter]
     plan: Plan | None
     looped: dict[str, nn.Parameter]
     signed: dict[str, nn.Parameter]
@@ -129,16 +130,16 @@ class _Task:
 
     @classmethod
     def of(cls, scorer: Scorer, measured: Measured, estimator: str, batch: Mapping[str, Tensor]) -> _Task:
-        every = measured.parameters
+        every, model = measured.parameters, dict(scorer.model.named_parameters())
         if estimator == "loop":
-            return cls(scorer, measured, None, every, {}, {})
+            return cls(scorer, measured, model, None, every, {}, {})
         if estimator == "rademacher":
-            return cls(scorer, measured, None, {}, every, {})
+            return cls(scorer, measured, model, None, {}, every, {})
         plan = survey(scorer.model, every, batch, scorer.log_probs)
         left = {name: p for name, p in every.items() if name not in plan.covered | plan.unused}
         if estimator == "exact":
-            return cls(scorer, measured, plan, left, {}, dict.fromkeys(left, "loop"))
-        return cls(scorer, measured, plan, {}, left, dict.fromkeys(left, "rademacher"))
+            return cls(scorer, measured, model, plan, left, {}, dict.fromkeys(left, "loop"))
+        return cls(scorer, measured, model, plan, {}, left, dict.fromkeys(left, "rademacher"))
 
     def per_example(self, batch: Mapping[str, Tensor], uniforms: Tensor, index: int, rows: int) -> Tensor:
         """Squared norms (B, G) of the tapped and of the looped parameters."""
@@ -146,7 +147,7 @@ class _Task:
         if self.plan is not None and self.plan.covered:
             table += self._tapped(self.plan, batch, uniforms, index, rows)
         if self.looped:
-            with requires_grad_set(self._everything(), self.looped):
+            with requires_grad_set(self.everything, self.looped):
                 table += self.measured.add_up(loop_norms(self.scorer, batch, uniforms, self.looped, index), rows)
         return table
 
@@ -154,7 +155,7 @@ class _Task:
         unused = {name: self.measured.parameters[name] for name in plan.unused}
         table = torch.zeros(rows, len(self.measured.group_names), dtype=torch.float64)
         # What the first example did not use keeps its flag, so that the graph tells whether another one does.
-        with requires_grad_set(self._everything(), unused):
+        with requires_grad_set(self.everything, unused):
             with Taps(self.scorer.model, self.measured.parameters, plan, rows) as taps:
                 log_probs = self.scorer.log_probs(batch)
             used = graph_reads(log_probs, unused) if unused else None
@@ -181,7 +182,7 @@ class _Task:
     ) -> Tensor:
         """Estimates (1, G) of the sum over examples, for the signed parameters: E_s ||sum_i s_i g_i||^2."""
         table = torch.zeros(1, len(self.measured.group_names), dtype=torch.float64)
-        with requires_grad_set(self._everything(), self.signed):
+        with requires_grad_set(self.everything, self.signed):
             log_probs = self.scorer.log_probs(batch)
             scores = torch.stack(self.scorer.scores(log_probs, batch, uniforms, index))
             for draw in range(1, num_draws + 1):
@@ -199,6 +200,3 @@ class _Task:
                 }
                 table += self.measured.add_up(norms, 1) / num_draws
         return table
-
-    def _everything(self) -> dict[str, nn.Parameter]:
-        return dict(self.scorer.model.named_parameters())

@@ -21,6 +21,7 @@ from .taps import Layout, Plan, Site, Taps, Watch
 from .uses import Split, Use, elementwise_uses, is_elementwise
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # between a batch of one and of two; 0.1 below float32
+_FEW = 16  # positions
 
 
 class _Census(Watch):
@@ -99,21 +100,21 @@ def survey(
     Args:
         model: The model, in eval mode.
         parameters: Parameters to measure, by name.
-        batch: The first probe batch; its first two examples are used.
+        batch: The first probe batch; its two shortest examples are used.
         log_probs: Forward pass: batch -> (B, C).
 
     Raises:
         ProbeError: The outcome for one example changes with the others in its batch.
     """
     every = dict(model.named_parameters())
-    one = {key: value[:1] for key, value in batch.items()}
-    two = {key: value[:2] if len(value) > 1 else value.repeat_interleave(2, 0) for key, value in batch.items()}
+    two = _two_short_examples(batch)
+    one = {key: value[:1] for key, value in two.items()}
     census = _Census(model, parameters)
     with requires_grad_set(every, parameters), census:
         alone = log_probs(one)
     reads = graph_reads(alone, parameters)
     alone = alone.detach()
-    seen = {name for name in parameters if 0 < reads[name] <= census.calls[name] and len(census.kinds[name]) == 1}
+    seen = {name for name in parameters if reads[name] and len(census.kinds[name]) == 1}
     plan = Plan(
         covered=frozenset(seen),
         unused=frozenset(name for name in parameters if not reads[name]),
@@ -122,8 +123,29 @@ def survey(
         elementwise=frozenset(census.elementwise),
     )
     found = _rehearse(model, parameters, plan, census, two, log_probs, alone)
+    # Fewer gradients than reads: a use was not seen, or its tap fell out of the graph.
     covered = frozenset(n for n in seen - found.unfit if found.arrived[n] >= reads[n])
     return Plan(covered, plan.unused, found.layouts, plan.calls, plan.elementwise)
+
+
+def _two_short_examples(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The two shortest examples (one of them twice, if there is one), without positions that neither has.
+
+    A survey is about structure, so it can be had for little; a few positions are kept for models that need them.
+    """
+    mask = batch.get("attention_mask")
+    if mask is None or mask.dim() != 2:
+        rows, columns, length = [0, 1], slice(None), -1
+    else:
+        rows = mask.sum(1).argsort(stable=True)[:2].tolist()
+        length = mask.shape[1]
+        used = mask[rows].any(0).nonzero().flatten().tolist() or [0]
+        start = max(0, min(used[0], length - _FEW))
+        columns = slice(start, max(used[-1] + 1, start + _FEW))
+    if len(next(iter(batch.values()))) == 1:
+        rows = [0, 0]
+    chosen = {key: value[rows] for key, value in batch.items()}
+    return {k: v[:, columns] if v.dim() == 2 and v.shape[1] == length else v for k, v in chosen.items()}
 
 
 def graph_reads(outcome: Tensor, parameters: Mapping[str, nn.Parameter]) -> Counter[str]:

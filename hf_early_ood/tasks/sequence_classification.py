@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,9 +22,12 @@ from transformers import (
     set_seed,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+from transformers.utils import logging
 
-from hf_early_ood.bundled import resolve_model
+from hf_early_ood.bundled import BUNDLED_MODEL, resolve_model
 from hf_early_ood.errors import ConfigurationError, DataError, UnsupportedModelError
+
+logger = logging.get_logger(__name__)
 
 TEXT, TEXT_PAIR, LABEL, LABELS = "text", "text_pair", "label", "labels"
 IGNORED_LABEL = -100
@@ -250,7 +253,8 @@ def load_classifier(
 
     Raises:
         DataError: If labels are fewer than two or repeated.
-        UnsupportedModelError: If the tokenizer has neither a padding nor an end-of-sequence token.
+        UnsupportedModelError: If the model cannot be loaded, if the checkpoint lacks weights below the head, or if the
+            tokenizer has neither a padding nor an end-of-sequence token.
 
     Example:
         >>> model, tokenizer = load_classifier("bundled:all-MiniLM-L6-v2", ["negative", "positive"])
@@ -260,7 +264,10 @@ def load_classifier(
     if len(label_names) < 2 or len(set(label_names)) != len(label_names):
         raise DataError("Labels are not usable.", got=list(label_names), allowed="two or more different names")
     path = resolve_model(model_name)
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    except (OSError, ValueError) as error:
+        raise _not_loaded("tokenizer", model_name, error) from error
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UnsupportedModelError(
@@ -271,17 +278,52 @@ def load_classifier(
         tokenizer.pad_token = tokenizer.eos_token
 
     set_seed(seed)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        path,
-        revision=revision,
-        dtype=dtype,
-        id2label=dict(enumerate(label_names)),
-        label2id={name: index for index, name in enumerate(label_names)},
-        **model_arguments,
-    )
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its load report lists the new head as a problem; what is one is raised below
+    try:
+        model, loaded = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            revision=revision,
+            dtype=dtype,
+            id2label=dict(enumerate(label_names)),
+            label2id={name: index for index, name in enumerate(label_names)},
+            output_loading_info=True,
+            **model_arguments,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _not_loaded("model", model_name, error) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    _check_new_weights(model, model_name, loaded["missing_keys"])
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
+
+
+def _not_loaded(what: str, model_name: str, error: Exception) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"The {what} cannot be loaded: {error}",
+        got=model_name,
+        allowed=f"{BUNDLED_MODEL}, a folder with config.json, or a name on the Hub",
+        fix="Check the name; without a network, give a folder.",
+    )
+
+
+def _check_new_weights(model: PreTrainedModel, model_name: str, missing: Iterable[str]) -> None:
+    """A new head (and pooler) is what fine-tuning is about; new weights below it mean the wrong checkpoint.
+
+    Raises:
+        UnsupportedModelError: If weights below the head are not in the checkpoint.
+    """
+    body = f"{model.base_model_prefix}."
+    lost = sorted(name for name in missing if name.startswith(body) and "pooler" not in name)
+    if lost:
+        raise UnsupportedModelError(
+            "The checkpoint lacks weights below the head: they would start from random numbers.",
+            got=f"{len(lost)} missing in {model_name}, such as {lost[0]}",
+            fix="Check that the checkpoint and its config.json belong together.",
+        )
+    logger.info(f"New weights of the head: {', '.join(sorted(missing)) or 'none, the checkpoint has one'}.")
 
 
 def empty_classifier(model_name: str, *, num_labels: int = 2, revision: str | None = None) -> PreTrainedModel:

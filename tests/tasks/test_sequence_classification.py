@@ -8,7 +8,7 @@ import torch
 from datasets import ClassLabel, Dataset
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PretrainedConfig, PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast, Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
 
 from hf_early_ood.errors import ConfigurationError, DataError, UnsupportedModelError
@@ -21,6 +21,7 @@ from hf_early_ood.tasks.sequence_classification import (
     tokenize,
 )
 from tests import families
+from tests.tiny_project import make_project
 
 BUNDLED = "bundled:all-MiniLM-L6-v2"
 
@@ -290,3 +291,17 @@ def test_other_models_are_not_sequence_classification() -> None:
     assert is_sequence_classification(lora)
     other = families.build("bert", task="token_classification")
     assert not is_sequence_classification(get_peft_model(other, LoraConfig(target_modules=["query"])))
+
+
+def test_model_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"tokenizer cannot be loaded.*Got: .*nowhere"):
+        load_classifier(str(tmp_path / "nowhere"), ["no", "yes"])
+
+
+def test_checkpoint_without_its_encoder_is_refused(tmp_path: Path) -> None:
+    make_project(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path / "model")
+    config.num_hidden_layers += 1
+    config.save_pretrained(tmp_path / "model")
+    with pytest.raises(UnsupportedModelError, match=r"lacks weights below the head.*16 missing.*encoder\.layer\.3"):
+        load_classifier(str(tmp_path / "model"), ["no", "yes"])
