@@ -9,7 +9,7 @@ from hf_early_ood.errors import ProbeError
 from hf_early_ood.probes.fisher import fisher_trace
 from hf_early_ood.probes.likelihood import Scorer, likelihood_for
 from hf_early_ood.probes.reference import fisher_trace_loop
-from hf_early_ood.probes.survey import survey
+from hf_early_ood.probes.survey import _two_short_examples, survey
 from hf_early_ood.probes.taps import Layout
 from tests import families
 from tests.probes import toys
@@ -137,3 +137,42 @@ def test_no_hook_stays_behind() -> None:
         fisher_trace(model, [batch])
     assert not any(module._forward_hooks for module in model.modules())
     assert torch.overrides._get_current_function_mode() is None
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_survey_takes_two_short_examples_without_their_padding(side: str) -> None:
+    lengths, length = [30, 18, 25, 17], 30
+    ids = torch.stack([torch.arange(length) + 100 * row for row in range(4)])
+    mask = (torch.arange(length) < torch.tensor(lengths)[:, None]).long()
+    mask = mask.flip(1) if side == "left" else mask
+    labels, square = torch.arange(4), torch.zeros(4, 3, length)
+    short = _two_short_examples({"input_ids": ids, "attention_mask": mask, "labels": labels, "square": square})
+    assert short["labels"].tolist() == [3, 1]
+    assert short["attention_mask"].sum(1).tolist() == [17, 18]
+    columns = slice(0, 18) if side == "right" else slice(12, 30)
+    assert torch.equal(short["input_ids"], ids[[3, 1], columns])
+    assert short["square"].shape == (2, 3, 30)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_survey_keeps_a_few_positions(side: str) -> None:
+    mask = torch.zeros(2, 40, dtype=torch.long)
+    mask[:, 0 if side == "right" else -1] = 1
+    assert _two_short_examples({"attention_mask": mask})["attention_mask"].shape == (2, 16)
+    assert _two_short_examples({"attention_mask": mask[:1, :3]})["attention_mask"].shape == (2, 3)
+    assert _two_short_examples({"input_ids": mask[:1]})["input_ids"].shape == (2, 40)
+
+
+@pytest.mark.parametrize("family", ["bart", "funnel", "gpt2", "longformer", "llama", "modernbert", "t5", "xlm"])
+def test_a_survey_of_cropped_examples_holds_for_whole_ones(family: str) -> None:
+    model = families.build(family).double()
+    batch = families.inputs(family, model, 4, 36)
+    for row, length in enumerate((36, 5, 21, 3)):
+        batch["attention_mask"][row] = (torch.arange(36) < length).long()
+        batch["input_ids"][row, length:] = families.PAD
+        if family in families.NEEDS_EOS:
+            batch["input_ids"][row, : length - 1] += batch["input_ids"][row, : length - 1] == families.EOS
+            batch["input_ids"][row, length - 1] = families.EOS
+    loop = fisher_trace_loop(model, [batch])
+    actual = fisher_trace(model, [batch], estimator="exact")
+    assert actual.per_group == pytest.approx(loop.per_group, rel=1e-6)
