@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Iterable
 
 
+_MOST_NAMES = 20
+
+
 class EarlyOODError(Exception):
     """Base of all errors this package raises on purpose.
 
@@ -69,4 +72,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(known)}."
+    if close:
+        return f"Did you mean '{close[0]}'?"
+    shown = ", ".join(known[:_MOST_NAMES]) + (f" and {len(known) - _MOST_NAMES} more" * (len(known) > _MOST_NAMES))
+    return f"Known: {shown}."

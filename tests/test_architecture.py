@@ -21,7 +21,7 @@ FLOORS = [
     {"errors", "names"},
     {"atomic", "schedules", "stabilization", "duplicates"},
     {"results", "dynamics", "environment", "config", "freezing"},
-    {"layer_rules", "layers", "layer_check", "probes", "bundled"},
+    {"layer_groups", "layer_rules", "layers", "layer_check", "probes", "bundled"},
     {"sources", "data", "tasks", "evaluation"},
     {"callbacks", "report"},
     {"trainer", "training"},
@@ -33,7 +33,7 @@ FLOORS = [
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Rooms that must never see a model.
 WITHOUT_TORCH = {"errors", "names", "atomic", "schedules", "stabilization", "results", "dynamics", "config", "report"}
-WITHOUT_TRAINER = {"layers", "layer_rules", "layer_check", "freezing", "probes", "evaluation"}
+WITHOUT_TRAINER = {"layers", "layer_groups", "layer_rules", "layer_check", "freezing", "probes", "evaluation"}
 
 
 def room(module: str) -> str:

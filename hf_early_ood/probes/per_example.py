@@ -115,7 +115,7 @@ def _outer_norms(factor: Outer, cache: InnerProducts) -> Tensor:
     if length == 1:
         return x.square().sum((1, 2)) * g.square().sum((1, 2))
     if length * (width + out) <= width * out:
-        return torch.einsum("bts,bts->b", cache.of(factor), g @ g.mT)
+        return (cache.of(factor) * (g @ g.mT)).sum((1, 2))
     step = max(1, _CHUNK // (width * out))
     chunks = [slice(start, start + step) for start in range(0, rows, step)]
     return torch.cat([(x[chunk].mT @ g[chunk]).square().sum((1, 2)) for chunk in chunks])

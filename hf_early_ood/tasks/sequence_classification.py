@@ -337,11 +337,17 @@ def empty_classifier(model_name: str, *, num_labels: int = 2, revision: str | No
     Returns:
         Model that cannot be run.
 
+    Raises:
+        UnsupportedModelError: If there is no such model.
+
     Example:
         >>> empty_classifier("bundled:all-MiniLM-L6-v2").classifier.weight.device
         device(type='meta')
     """
-    config = AutoConfig.from_pretrained(resolve_model(model_name), revision=revision, num_labels=num_labels)
+    try:
+        config = AutoConfig.from_pretrained(resolve_model(model_name), revision=revision, num_labels=num_labels)
+    except (OSError, ValueError) as error:
+        raise _not_loaded("config", model_name, error) from error
     with torch.device("meta"):
         return AutoModelForSequenceClassification.from_config(config)
 

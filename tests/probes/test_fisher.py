@@ -289,10 +289,11 @@ def test_head_bias_has_its_closed_form() -> None:
     assert trace.num_parameters == toys.CLASSES
 
 
+@pytest.mark.parametrize("family", ["bert", "llama", "gemma2"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_low_precision_is_accumulated_in_float32(dtype: torch.dtype) -> None:
-    model = families.build("bert")
-    batches = bert_batches(model)
+def test_low_precision_is_accumulated_in_float32(family: str, dtype: torch.dtype) -> None:
+    model = families.build(family)
+    batches = [families.inputs(family, model, 5, 7), families.inputs(family, model, 3, 5, seed=1)]
     truth = fisher_trace(model, batches, labels="argmax").total
     model.to(dtype)
     trace = fisher_trace(model, batches, labels="argmax")

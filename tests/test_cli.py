@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_early_ood import names
+from hf_early_ood.cli import USER_ERROR, main
+from hf_early_ood.results import read_run
+from hf_early_ood.schedules import UnfreezingSchedule
+from tests.tiny_project import make_project, run_settings, save_model, study_settings, write_yaml
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+
+
+@pytest.fixture
+def project(tmp_path):
+    return make_project(tmp_path / "project")
+
+
+def test_run_prints_a_table_and_writes_the_folder(project, capsys):
+    path = write_yaml(project / "run.yaml", run_settings(project))
+    assert main(["run", str(path), "--training.max_steps", "9"]) == 0
+    assert "OOD mean" in capsys.readouterr().out
+    record = read_run(project / "out" / names.RESULTS_FILE)
+    assert record.training.updates == 9
+    assert record.command == f"hf-early-ood run {path} --training.max_steps 9"
+
+
+def test_study_prints_the_verdict(project, capsys):
+    path = write_yaml(project / "study.yaml", study_settings(project))
+    assert main(["study", str(path), "--study.seeds", "[3]"]) == 0
+    printed = capsys.readouterr().out
+    assert "gradual" in printed
+    assert printed == (project / "out" / names.VERDICT_FILE).read_text() + "\n"
+
+
+@pytest.mark.parametrize("command", ["run", "study"])
+def test_dry_run_writes_nothing(project, capsys, command):
+    settings = run_settings(project) if command == "run" else study_settings(project)
+    path = write_yaml(project / "x.yaml", settings)
+    assert main([command, str(path), "--dry-run"]) == 0
+    assert "12 updates" in capsys.readouterr().out
+    assert not (project / "out").exists()
+
+
+def test_validate(project, capsys):
+    path = write_yaml(project / "run.yaml", run_settings(project))
+    assert main(["validate", str(path)]) == 0
+    assert "is valid" in capsys.readouterr().out
+    (project / "a.jsonl").unlink()
+    assert main(["validate", str(path)]) == USER_ERROR
+    assert "a.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--training.learnig_rate", "1e-3"], "learning_rate"),
+        (["--intervention.intervall", "3"], "intervention.interval"),
+        (["--intervention.interval", "often"], "intervention.interval"),
+        (["--model.name", "bundled:minilm"], "bundled:all-MiniLM-L6-v2"),
+    ],
+)
+def test_errors_of_the_user_end_with_a_message_and_no_traceback(project, capsys, arguments, message):
+    path = write_yaml(project / "run.yaml", run_settings(project))
+    assert main(["run", str(path), *arguments]) == USER_ERROR
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert message in printed
+    assert "Traceback" not in printed
+    assert not (project / "out").exists()
+
+
+def test_missing_file(capsys):
+    assert main(["run", "nowhere.yaml"]) == USER_ERROR
+    assert "nowhere.yaml" in capsys.readouterr().err
+
+
+def test_run_of_a_study_says_which_command(project, capsys):
+    path = write_yaml(project / "study.yaml", study_settings(project))
+    assert main(["run", str(path)]) == USER_ERROR
+    assert "hf-early-ood study" in capsys.readouterr().err
+
+
+def test_unknown_flag_of_schedule(capsys):
+    with pytest.raises(SystemExit):
+        main(["schedule", "--model", "x", "--intervall", "3"])
+    assert "--intervall" in capsys.readouterr().err
+
+
+def test_schedule_is_written_edited_and_followed(project, capsys):
+    output = project / "schedule.yaml"
+    model = str(project / "model")
+    assert main(["schedule", "--model", model, "--interval", "2", "--output", str(output)]) == 0
+    assert "- [block.2]     # from update 2" in capsys.readouterr().out
+    edited = output.read_text().replace("- [block.2]", "- [block.2, block.1]")
+    output.write_text("\n".join(line for line in edited.splitlines() if not line.startswith("  - [block.1]")))
+    assert main(["schedule", "--model", model, "--file", str(output)]) == 0
+    settings = run_settings(project)
+    settings["intervention"] = {"method": "gradual_unfreezing", "schedule": str(output)}
+    assert main(["run", str(write_yaml(project / "run.yaml", settings))]) == 0
+    stages = read_run(project / "out" / names.RESULTS_FILE).intervention.stages
+    assert [stage.released for stage in stages] == [("head",), ("block.2", "block.1"), ("block.0",), ("embeddings",)]
+
+
+def test_schedule_checks_the_length(tmp_path, capsys):
+    save_model(tmp_path)
+    assert main(["schedule", "--model", str(tmp_path), "--interval", "10", "--updates", "10"]) == USER_ERROR
+    assert "longer than training" in capsys.readouterr().err
+    assert main(["schedule", "--model", str(tmp_path), "--interval", "0.25", "--updates", "40"]) == 0
+    printed = capsys.readouterr()
+    assert "interval: 10" in printed.out
+    assert "never released: embeddings" in printed.err
+
+
+def test_schedule_of_a_model_that_is_not_there(capsys):
+    assert main(["schedule", "--model", "./nowhere"]) == USER_ERROR
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_there_are_recipes():
+    assert len(RECIPES) >= 4
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_names_its_commands(recipe):
+    header = recipe.read_text().split("\n\n")[0]
+    assert f"accelerate launch recipes/run.py --config {recipe.relative_to(ROOT)}" in header
+    assert "minutes on two CPU cores" in header
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_runs_small_through_its_script(recipe, tmp_path):
+    """With a tiny random model and few examples, everything else as it is."""
+    save_model(tmp_path / "model")
+    small = {"output_dir": tmp_path / "out", "model.name": tmp_path / "model", "data.max_length": 16}
+    small |= {f"data.ood.{name}.max_examples": 40 for name in ("movie", "amazon", "nyt")}
+    small |= {"data.train.max_examples": 160, "training.max_steps": 30, "training.per_device_train_batch_size": 4}
+    small |= {"training.num_train_epochs": 1, "evaluation.bootstrap_samples": 100}
+    if "fixed" in recipe.stem:
+        small["intervention.interval"] = 5
+    done = subprocess.run(
+        [sys.executable, ROOT / "recipes" / "run.py", "--config", recipe]
+        + [word for key, value in small.items() for word in (f"--{key}", str(value))],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "OOD" in done.stdout
+    assert (tmp_path / "out" / names.CONFIG_FILE).is_file()
