@@ -1,10 +1,10 @@
 """What the Fisher trace and the stages of gradual unfreezing cost, in full fine-tuning steps.
 
-    python benchmarks/bench_fisher.py [--quick] [--name bench_fisher]
+    python benchmarks/bench_fisher.py [--quick] [--name NAME]
 
 MiniLM-L6 geometry with random weights, one thread. All measurements run in one process, interleaved, in CPU time;
 a cost is the median over repetitions of the ratio to the full step of the same repetition, so that other load on
-the machine falls out. Writes benchmarks/results/NAME.json and prints a table.
+the machine falls out. Prints a table and writes benchmarks/results/NAME.json.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def main() -> None:
     """Measure, print, record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smoke test: a tiny model and two repetitions")
-    parser.add_argument("--name", default="bench_fisher", help="name of the file in benchmarks/results")
+    parser.add_argument(
+        "--name", help="of the file in benchmarks/results; default bench_fisher, quick: none is written"
+    )
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--examples", type=int, default=16)
     parser.add_argument("--length", type=int, default=64)
@@ -80,14 +82,16 @@ def main() -> None:
         "environment": environment(),
         "results": rows,
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{options.name}.json"
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(f"{'':38} {'CPU s':>8} {'steps':>7} {'goal':>6}")
     for name, row in rows.items():
         goal = "" if row["goal"] is None else f"{row['goal']:.2f} {'met' if row['ratio'] <= row['goal'] else 'MISSED'}"
         print(f"{name:38} {row['cpu_seconds']:8.4f} {row['ratio']:7.3f} {goal:>6}")
-    print(path)
+    name = options.name or (None if options.quick else "bench_fisher")
+    if name is not None:
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / f"{name}.json"
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        print(path)
 
 
 def padded(examples: int, length: int, vocab_size: int) -> dict[str, Tensor]:

@@ -10,7 +10,6 @@ import pytest
 from hf_early_ood import names
 from hf_early_ood.cli import USER_ERROR, main
 from hf_early_ood.results import read_run
-from hf_early_ood.schedules import UnfreezingSchedule
 from tests.tiny_project import make_project, run_settings, save_model, study_settings, write_yaml
 
 ROOT = Path(__file__).parents[1]

@@ -37,6 +37,11 @@ def measure_fisher_trace(
             "per_group": trace.per_group,
             "standard_error": trace.standard_error,
         }
+        if trace.fallbacks:
+            logger.warning_once(
+                f"{len(trace.fallbacks)} parameters without an exact rule are measured by another estimator, such as "
+                + ", ".join(f"{name} ({how})" for name, how in list(trace.fallbacks.items())[:3])
+            )
     except NonFiniteError as error:
         logger.warning(f"No {names.FISHER_TRACE}: {error}")
         values = {"value": None, "normalized": None, "per_group": {}, "standard_error": None}

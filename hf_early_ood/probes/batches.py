@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ConfigurationError, DataError
-from .isolation import random_state_kept
+from hf_early_ood.errors import ConfigurationError, DataError
+from hf_early_ood.probes.isolation import random_state_kept
 
 Batch = dict[str, Tensor]
 

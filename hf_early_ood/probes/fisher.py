@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigurationError, ProbeError
-from ..freezing import requires_grad_set
-from ..layers import LayerGroups
-from .batches import num_rows
-from .isolation import isolated
-from .likelihood import LABEL_CHOICES, Scorer, check_choice, likelihood_for
-from .reference import loop_norms
-from .survey import graph_reads, survey
-from .taps import Plan, Taps
-from .trace_record import FisherTrace, Measured, summarize
+from hf_early_ood.errors import ConfigurationError, ProbeError
+from hf_early_ood.freezing import requires_grad_set
+from hf_early_ood.layers import LayerGroups
+from hf_early_ood.probes.batches import num_rows
+from hf_early_ood.probes.isolation import isolated
+from hf_early_ood.probes.likelihood import LABEL_CHOICES, Scorer, check_choice, likelihood_for
+from hf_early_ood.probes.reference import loop_norms
+from hf_early_ood.probes.survey import graph_reads, survey
+from hf_early_ood.probes.taps import Plan, Taps
+from hf_early_ood.probes.trace_record import FisherTrace, Measured, summarize
 
 ESTIMATORS = ("auto", "exact", "rademacher", "loop")
 
@@ -69,7 +69,8 @@ def fisher_trace(
     Raises:
         ConfigurationError: An unknown choice, or no batch.
         DataError: A batch is not usable, or ``"empirical"`` without usable labels.
-        ProbeError: Nothing to measure, or a result that is not finite.
+        ProbeError: Nothing to measure, or examples that depend on each other.
+        NonFiniteError: A log-probability or a gradient is NaN or infinite.
         UnsupportedModelError: A task other than single-label sequence classification.
 
     Example:

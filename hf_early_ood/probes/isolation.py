@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import ProbeError
-from ..freezing import requires_grad_set
+from hf_early_ood.errors import ProbeError
+from hf_early_ood.freezing import requires_grad_set
 
 
 @contextmanager

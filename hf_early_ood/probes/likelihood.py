@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigurationError, DataError, ProbeError, UnsupportedModelError, did_you_mean
+from hf_early_ood.errors import ConfigurationError, DataError, NonFiniteError, UnsupportedModelError, did_you_mean
 
 LABEL_CHOICES = ("sampled", "expected", "empirical", "argmax")
 LABEL_KEYS = ("labels", "label")
@@ -162,10 +162,10 @@ class Scorer:
         """Scores of the examples of batch ``index``.
 
         Raises:
-            ProbeError: A log-probability is not finite.
+            NonFiniteError: A log-probability is not finite.
         """
         if not bool(torch.isfinite(log_probs).all()):
-            raise ProbeError(
+            raise NonFiniteError(
                 f"The log-probabilities of probe batch {index} are not finite.",
                 got=f"{int((~torch.isfinite(log_probs)).sum())} of {log_probs.numel()} values",
                 fix="The model has diverged or its inputs are broken: look at the loss and the learning rate.",

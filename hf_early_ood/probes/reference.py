@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..freezing import requires_grad_set
-from ..layers import LayerGroups
-from .batches import num_rows
-from .isolation import isolated
-from .likelihood import Scorer, likelihood_for
-from .trace_record import FisherTrace, Measured, summarize
+from hf_early_ood.freezing import requires_grad_set
+from hf_early_ood.layers import LayerGroups
+from hf_early_ood.probes.batches import num_rows
+from hf_early_ood.probes.isolation import isolated
+from hf_early_ood.probes.likelihood import Scorer, likelihood_for
+from hf_early_ood.probes.trace_record import FisherTrace, Measured, summarize
 
 
 def loop_norms(

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..errors import ProbeError
-from ..freezing import requires_grad_set
-from .taps import Layout, Plan, Site, Taps, Watch
-from .uses import Split, Use, elementwise_uses, is_elementwise
+from hf_early_ood.errors import ProbeError
+from hf_early_ood.freezing import requires_grad_set
+from hf_early_ood.probes.taps import Layout, Plan, Site, Taps, Watch
+from hf_early_ood.probes.uses import Split, Use, elementwise_uses, is_elementwise
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # between a batch of one and of two; 0.1 below float32
 _FEW = 16  # positions

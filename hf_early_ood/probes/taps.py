@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import ProbeError
-from .per_example import Factor, InnerProducts, squared_norms
-from .uses import RULES, Split, Use, elementwise_uses, may_be_elementwise
+from hf_early_ood.errors import ProbeError
+from hf_early_ood.probes.per_example import Factor, InnerProducts, squared_norms
+from hf_early_ood.probes.uses import RULES, Split, Use, elementwise_uses, may_be_elementwise
 
 # One call in a forward pass: the names of the measured parameters in it, and its number among such calls.
 Site = tuple[tuple[str, ...], int]

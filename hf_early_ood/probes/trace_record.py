@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigurationError, ProbeError
-from ..layers import LayerGroups, find_layer_groups
-from .likelihood import check_choice
+from hf_early_ood.errors import ConfigurationError, NonFiniteError, ProbeError
+from hf_early_ood.layers import LayerGroups, find_layer_groups
+from hf_early_ood.probes.likelihood import check_choice
 
 PARAMETER_CHOICES = ("trainable", "all")
 
@@ -121,7 +121,7 @@ def summarize(
 
     Raises:
         ConfigurationError: There is no example.
-        ProbeError: A gradient is not finite.
+        NonFiniteError: A gradient is not finite.
     """
     pairs = list(units)
     if not pairs:
@@ -129,7 +129,7 @@ def summarize(
     sums = torch.cat([table for _, table in pairs])
     sizes = torch.cat([torch.full((len(table),), float(n), dtype=torch.float64) for n, table in pairs])
     if not bool(torch.isfinite(sums).all()):
-        raise ProbeError(
+        raise NonFiniteError(
             "A squared gradient norm is not finite.",
             got=f"groups {_broken(sums, measured.group_names)}",
             fix="The gradients overflow: measure the model in float32 or bfloat16.",

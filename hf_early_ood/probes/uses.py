@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .per_example import Factor, Outer, Rows, Vector
+from hf_early_ood.probes.per_example import Factor, Outer, Rows, Vector
 
 # Takes a tensor whose leading dimensions are those of the layer's output and gives it the shape (B, T, ...).
 Split = Callable[[Tensor], Tensor]
