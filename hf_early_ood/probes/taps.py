@@ -127,7 +127,11 @@ class Watch(TorchFunctionMode):
             return output
         names = tuple(mine)
         self._numbers[names] += 1
-        return self.met((names, self._numbers[names]), mine, output)
+        before, self._inside = self._inside, True  # what `met` does to start a graph is not the model's doing
+        try:
+            return self.met((names, self._numbers[names]), mine, output)
+        finally:
+            self._inside = before
 
 
 class Taps(Watch):

@@ -10,7 +10,9 @@ import torch
 
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.errors import ConfigurationError, DataError, ResumeError, UnsupportedSetupError
+from hf_early_ood.freezing import requires_grad_set
 from hf_early_ood.layers import find_layer_groups
+from hf_early_ood.probes.fisher import fisher_trace
 from tests import families
 from tests.training import NUM_EXAMPLES, Recorder, Rows, StopAfter, differences, make_trainer, outcome
 
@@ -314,3 +316,77 @@ def test_lora_releases_only_what_the_user_made_trainable(tmp_path):
     assert recorder.in_optimizer == len(moved)
     for name in (n for n in moved if "layer.0" in n):
         assert torch.equal(start[name], recorder.weights[6][name])  # released after 6 updates
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing_trains_the_same_groups(tmp_path, reentrant):
+    recorder = Recorder()
+    trainer = make_trainer(
+        tmp_path,
+        [GradualUnfreezingCallback(interval=2, self_check=False), recorder],
+        activation_checkpointing=True,
+        activation_checkpointing_kwargs={"use_reentrant": reentrant},
+    )
+    group = group_of_parameters(trainer.model)
+    trainer.train()
+    order = ["head", "block.2", "block.1", "block.0", "embeddings"]
+    for step in (2, 4, 6, 8, 10):
+        before, after = recorder.weights[step - 1], recorder.weights[step]
+        moved = {group[name] for name in before if not torch.equal(before[name], after[name])}
+        assert moved == set(order[: step // 2])
+
+
+def test_another_task_with_a_fixed_interval(tmp_path):
+    """Only the Fisher trace knows tasks; the schedule knows layers."""
+
+    class Tokens(Rows):
+        def __getitem__(self, index):
+            row = super().__getitem__(index)
+            return {**row, "labels": row["input_ids"] % families.NUM_LABELS}
+
+    recorder = Recorder()
+    model = families.build("distilbert", task="token_classification")
+    trainer = make_trainer(
+        tmp_path, [GradualUnfreezingCallback(interval=3), recorder], model=model, dataset=Tokens(), max_steps=13
+    )
+    group = group_of_parameters(model)
+    trainer.train()
+    start, end = recorder.weights[0], recorder.weights[13]
+    assert {group[name] for name in start if not torch.equal(start[name], end[name])} == set(group.values())
+    assert all(torch.equal(start[n], recorder.weights[3][n]) for n in start if group[n] != "head")
+
+
+def test_probe_records_name_their_fallbacks(tmp_path, caplog):
+    """T5's relative positions have no exact rule: they are measured otherwise, and the log says so."""
+
+    class WithEnd(Rows):
+        def __getitem__(self, index):
+            row = super().__getitem__(index)
+            last = int(row["attention_mask"].sum()) - 1
+            return {**row, "input_ids": row["input_ids"].index_fill(0, torch.tensor([last]), families.EOS)}
+
+    settings = {**AUTO, "initial": ["head", "encoder.block.0"]}
+    trainer = make_trainer(
+        tmp_path, [GradualUnfreezingCallback(**settings)], model=families.build("t5"), dataset=WithEnd(), max_steps=12
+    )
+    with caplog.at_level(logging.WARNING, logger="hf_early_ood"):
+        trainer.train()
+    assert "measured by another estimator, such as" in caplog.text
+    assert "relative_attention_bias" in caplog.text
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_every_stage_is_measured_exactly(family):
+    """What trains changes what is the lowest measured layer: a normalization, an embedding, a block."""
+    if family == "canine":
+        pytest.skip("its attention mask gives NaN in float64")
+    model = families.build(family).double()
+    batch = [families.inputs(family, model)]
+    groups = find_layer_groups(model)
+    names = [group.name for group in groups]
+    for lowest in range(len(names)):
+        trainable = [n for group in list(groups)[lowest:] for n in group.parameters]
+        with requires_grad_set(dict(model.named_parameters()), trainable):
+            exact, loop = (fisher_trace(model, batch, estimator=how) for how in ("exact", "loop"))
+        assert exact.total == pytest.approx(loop.total, rel=1e-6), names[lowest]
+        assert exact.per_group == pytest.approx(loop.per_group, rel=1e-6, abs=1e-12), names[lowest]
