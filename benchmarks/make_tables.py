@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 from hf_early_ood.atomic import write_text
-from hf_early_ood.names import ID_TEST, STUDY_FILE
+from hf_early_ood.names import ID_TEST, OOD_MACRO_MEAN, OOD_WORST, STUDY_FILE
 from hf_early_ood.report.layout import duration, signed, with_interval
 from hf_early_ood.report.tables import first_release, split_label
 from hf_early_ood.report.verdict import find_comparison, judge, ood_sets
-from hf_early_ood.results import OOD_MACRO_MEAN, OOD_WORST, ArmRun, StudyRecord, read_study
+from hf_early_ood.results import ArmRun, StudyRecord, read_study
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"

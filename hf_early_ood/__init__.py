@@ -10,9 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hf_early_ood.callbacks.dynamics import EarlyDynamicsCallback
     from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
     from hf_early_ood.layers import LayerGroup, LayerGroups, check_layer_groups, find_layer_groups
+    from hf_early_ood.probes.curvature import hessian_top_eigenvalue, hessian_trace
     from hf_early_ood.probes.fisher import FisherTrace, fisher_trace
+    from hf_early_ood.probes.sharpness import average_sharpness, worst_case_sharpness
     from hf_early_ood.schedules import UnfreezingSchedule
     from hf_early_ood.stabilization import StabilizationDetector
     from hf_early_ood.trainer import EarlyOODArguments, EarlyOODTrainer
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "EarlyDynamicsCallback": "callbacks.dynamics",
     "EarlyOODArguments": "trainer",
     "EarlyOODTrainer": "trainer",
     "FisherTrace": "probes.fisher",
@@ -28,12 +32,17 @@ _MODULES = {
     "LayerGroups": "layers",
     "StabilizationDetector": "stabilization",
     "UnfreezingSchedule": "schedules",
+    "average_sharpness": "probes.sharpness",
     "check_layer_groups": "layers",
     "find_layer_groups": "layers",
     "fisher_trace": "probes.fisher",
+    "hessian_top_eigenvalue": "probes.curvature",
+    "hessian_trace": "probes.curvature",
+    "worst_case_sharpness": "probes.sharpness",
 }
 
 __all__ = [
+    "EarlyDynamicsCallback",
     "EarlyOODArguments",
     "EarlyOODTrainer",
     "FisherTrace",
@@ -42,9 +51,13 @@ __all__ = [
     "LayerGroups",
     "StabilizationDetector",
     "UnfreezingSchedule",
+    "average_sharpness",
     "check_layer_groups",
     "find_layer_groups",
     "fisher_trace",
+    "hessian_top_eigenvalue",
+    "hessian_trace",
+    "worst_case_sharpness",
 ]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_early_ood import __version__
-from hf_early_ood.errors import ConfigurationError, EarlyOODError
+from hf_early_ood.errors import EarlyOODError
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -155,9 +155,7 @@ def _schedule(options: argparse.Namespace) -> int:
 
     groups = find_layer_groups(empty_classifier(options.model))
     if options.file is not None:
-        if not options.file.is_file():
-            raise ConfigurationError("The schedule file does not exist.", got=options.file)
-        schedule = UnfreezingSchedule.from_yaml(options.file.read_text(encoding="utf-8"))
+        schedule = UnfreezingSchedule.load(options.file, groups.names)
     else:
         schedule = UnfreezingSchedule(
             groups.names,

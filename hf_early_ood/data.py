@@ -16,13 +16,12 @@ from transformers.utils import logging
 from hf_early_ood import names
 from hf_early_ood.duplicates import DEFAULT_THRESHOLD, near_duplicates
 from hf_early_ood.errors import DataError, did_you_mean
+from hf_early_ood.names import LABEL, TEXT, TEXT_PAIR
 from hf_early_ood.sources import SplitSpec, read_source
 
 __all__ = ["DataReport", "SplitReport", "SplitSpec", "Splits", "load_split", "load_splits"]
 
 logger = logging.get_logger(__name__)
-
-TEXT, TEXT_PAIR, LABEL = "text", "text_pair", "label"
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,6 @@ class SplitReport:
             order, the same fingerprint.
         near_duplicates: Examples that are nearly the same as a training example, counted before any were dropped;
             0 for train.
-        unseen_labels: Labels of the vocabulary that this split has and train has no example of.
     """
 
     source: dict[str, Any]
@@ -45,7 +43,6 @@ class SplitReport:
     label_counts: dict[str, int]
     fingerprint: str
     near_duplicates: int
-    unseen_labels: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -338,14 +335,18 @@ def _split_reports(
         counts = _label_counts(dataset)
         unseen = tuple(name for name, count in counts.items() if count and name not in seen)
         if unseen:
-            logger.warning(f"{split} has labels of which train has no example: {', '.join(unseen)}.")
+            raise DataError(
+                f"{split} has labels that training never saw.",
+                got=", ".join(unseen),
+                allowed=", ".join(sorted(seen)),
+                fix="Add training examples of them, or leave them out of the set.",
+            )
         reports[split] = SplitReport(
             source=asdict(specs[split]),
             num_examples=len(dataset),
             label_counts=counts,
             fingerprint=_fingerprint(dataset),
             near_duplicates=near_train[split],
-            unseen_labels=unseen,
         )
     return reports
 

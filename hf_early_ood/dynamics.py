@@ -74,7 +74,7 @@ def read_dynamics(path: str | PathLike[str]) -> Dynamics:
                     int(data["stage"]), int(data["step"]), tuple(data["released"]), int(data["trainable_parameters"])
                 )
             elif event == "decision":
-                decision = DecisionRecord.from_dict({key: data[key] for key in data if key != "event"})
+                decision = DecisionRecord.from_dict({key: data[key] for key in data if key not in ("event", "source")})
             else:
                 item = _measurement(data)
                 measurements[item.step, item.measure] = item

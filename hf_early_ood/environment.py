@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from datetime import datetime, timezone
 from importlib import metadata
 from os import PathLike
 from pathlib import Path
@@ -37,6 +38,11 @@ def capture_environment(device: str | None = None, folder: str | PathLike[str] =
         git_commit=commit,
         git_dirty=None if changes is None else bool(changes),
     )
+
+
+def timestamp() -> str:
+    """Now, as ISO 8601 with time zone."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _version(package: str) -> str | None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_early_ood import names
 from hf_early_ood.atomic import replacing, write_text
@@ -23,23 +26,18 @@ from hf_early_ood.bundled.models import BUNDLED_MODEL, WEIGHTS_SHA256
 from hf_early_ood.config import RunConfig, load_run
 from hf_early_ood.data import Splits, load_splits
 from hf_early_ood.dynamics import read_dynamics
-from hf_early_ood.environment import capture_environment
-from hf_early_ood.errors import ConfigurationError, ResumeError
+from hf_early_ood.environment import capture_environment, timestamp
+from hf_early_ood.errors import ConfigurationError, EarlyOODError, ResumeError
 from hf_early_ood.evaluation.suites import SuiteEvaluation, evaluate_splits, model_predictor
 from hf_early_ood.layers import find_layer_groups
 from hf_early_ood.report.figures import signal_figure
 from hf_early_ood.results import (
-    EvaluationRecord,
     InterventionRecord,
-    MetricValue,
     ModelRecord,
-    OODSummary,
     ProbeRecord,
     RunRecord,
-    SplitEvaluation,
     SplitRecord,
     TrainingRecord,
-    WorstSet,
     read_run,
     write_record,
 )
@@ -52,16 +50,18 @@ from hf_early_ood.training import ProgressLines, StageTimer, count_updates, make
 logger = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, *, command: str = "") -> RunRecord:
+def run(config: RunConfig, *, command: str = "", keep_failure: bool = False) -> RunRecord:
     """Train and evaluate one model; write the folder of the run.
 
     The folder gets the resolved configuration, ``results.json``, ``predictions.npz`` (what every example was predicted
     to be, for paired comparisons), the series of measurements and its figure, and the model. A run that is finished is
-    read, not made again; one that was stopped goes on from its last checkpoint.
+    read, not made again; one that was stopped goes on from its last checkpoint. Unless ``training.save_strategy`` says
+    otherwise there is one checkpoint an epoch, removed when the run is complete.
 
     Args:
         config: The settings of the run.
         command: What the user typed, for the record.
+        keep_failure: Return the record of a run that failed in training or evaluation, instead of raising.
 
     Returns:
         The record that was written to ``results.json``.
@@ -70,27 +70,38 @@ def run(config: RunConfig, *, command: str = "") -> RunRecord:
         ResumeError: If the folder belongs to another run.
         EarlyOODError: If anything else is wrong with settings, data or model, before the first update.
     """
-    folder = Path(config.output_dir)
+    folder, everyone = Path(config.output_dir), PartialState()
     finished = claim(folder, config)
+    everyone.wait_for_everyone()  # nobody writes before all have looked
     if finished is not None:
         logger.info("%s, seed %s: finished before, read from %s", config.name, config.seed, folder)
         return finished
     progress = _Progress(command)
-    with progress.phase("load"):
-        material = prepare(config)
-    if PartialState().is_main_process:
-        write_text(folder / names.CONFIG_FILE, config.to_yaml())
     try:
+        with progress.phase("load"):
+            material = prepare(config)
+        if everyone.is_main_process:
+            write_text(folder / names.CONFIG_FILE, config.to_yaml())
+        everyone.wait_for_everyone()  # the folder is there
         record = _train_and_evaluate(config, material, folder, progress)
     except Exception as error:
+        if isinstance(error, EarlyOODError) and "train" not in progress.seconds:
+            raise  # nothing was trained: the user has to act
         # The record says what happened; the checkpoint and the series are still there to go on from.
-        if PartialState().is_main_process:
-            failed = progress.record(config, status="failed", error=f"{type(error).__name__}: {error}")
-            write_record(folder / names.RESULTS_FILE, failed)
-        raise
-    if PartialState().is_main_process:
+        record = progress.record(config, status="failed", error=f"{type(error).__name__}: {error}")
+        if everyone.is_main_process:
+            with suppress(OSError):  # a full disk may be what happened
+                write_record(folder / names.RESULTS_FILE, record)
+        if not keep_failure:
+            raise
+        logger.exception("%s, seed %s failed", config.name, config.seed)
+        return record
+    if everyone.is_main_process:
         write_record(folder / names.RESULTS_FILE, record)
-    PartialState().wait_for_everyone()
+        if "save_strategy" not in config.training:
+            for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+                shutil.rmtree(checkpoint)
+    everyone.wait_for_everyone()
     return record
 
 
@@ -118,7 +129,7 @@ def check(config: RunConfig) -> str:
             got=f"intervention.probe.size={probe.size}, {num_examples} training examples",
             fix="Lower intervention.probe.size.",
         )
-    return "\n".join([*lines, callback.preview(material.model, updates)])
+    return "\n".join([*lines, callback.preview(material.model, updates, arguments.get_warmup_steps(updates))])
 
 
 def claim(folder: Path, config: RunConfig) -> RunRecord | None:
@@ -127,7 +138,8 @@ def claim(folder: Path, config: RunConfig) -> RunRecord | None:
     Raises:
         ResumeError: The folder holds another run, or something else.
     """
-    if not folder.exists() or not any(folder.iterdir()):
+    # What a killed process has left unfinished counts for nothing.
+    if not folder.exists() or all(".tmp" in file.name and file.name.startswith(".") for file in folder.iterdir()):
         return None
     fix = "Give another output_dir, or delete the folder."
     if not (folder / names.CONFIG_FILE).is_file():
@@ -145,22 +157,23 @@ def claim(folder: Path, config: RunConfig) -> RunRecord | None:
 
 
 def load(config: RunConfig) -> Splits:
-    """Load and check all splits of a run."""
-    data = config.data
+    """Load and check all splits of a run; the runs of a study share them."""
+    return _load(json.dumps(config.to_dict()["data"]))
 
-    def spec(split: Any) -> SplitSpec:
-        return SplitSpec(split.source, split.split, split.name, split.revision, split.max_examples)
+
+@functools.lru_cache(maxsize=1)
+def _load(data: str) -> Splits:
+    settings = json.loads(data)
+
+    def spec(name: str) -> SplitSpec:
+        return SplitSpec(**settings[name])
 
     return load_splits(
-        train=spec(data.train),
-        id_validation=spec(data.id_validation),
-        id_test=spec(data.id_test),
-        ood={name: spec(split) for name, split in data.ood.items()},
-        text=data.text,
-        text_pair=data.text_pair,
-        label=data.label,
-        seed=data.seed,
-        drop_near_duplicates=data.drop_near_duplicates,
+        train=spec("train"),
+        id_validation=spec("id_validation"),
+        id_test=spec("id_test"),
+        ood={name: SplitSpec(**split) for name, split in settings["ood"].items()},
+        **{key: settings[key] for key in ("text", "text_pair", "label", "seed", "drop_near_duplicates")},
     )
 
 
@@ -202,14 +215,21 @@ def _train_and_evaluate(config: RunConfig, material: Material, folder: Path, pro
     progress.parts["data"] = _data_record(material.splits)
     progress.parts["model"] = _model_record(config, material.model)
 
+    checkpoint, updates = last_whole_checkpoint(folder), count_updates(arguments, len(material.tokenized[names.TRAIN]))
+    train_loss = None
     with progress.phase("train"):
-        output = trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+        if checkpoint is None or not _is_complete(checkpoint, updates):
+            output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            train_loss = float(output.training_loss)
+        else:  # stopped between training and results: the Trainer would make one more update
+            material.model.load_state_dict(type(material.model).from_pretrained(checkpoint).state_dict())
+            trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     history = trainer.state.log_history
     progress.parts["training"] = TrainingRecord(
         updates=trainer.state.global_step,
         epochs=float(trainer.state.epoch or 0.0),
         seconds=progress.seconds["train"],
-        train_loss=float(output.training_loss),
+        train_loss=train_loss,
         seconds_per_stage={str(stage): seconds for stage, seconds in timer.seconds.items()},
         loss_curve=tuple((int(entry["step"]), entry["loss"]) for entry in history if "loss" in entry),
     )
@@ -229,7 +249,7 @@ def _train_and_evaluate(config: RunConfig, material: Material, folder: Path, pro
     selected_by = "last update"
     if arguments.load_best_model_at_end:
         selected_by = f"{arguments.metric_for_best_model} on {names.ID_VALIDATION}"
-    progress.parts["evaluation"] = evaluation_record(evaluation, selected_by)
+    progress.parts["evaluation"] = evaluation.to_record(selected_by)
     if PartialState().is_main_process:
         write_predictions(folder / names.PREDICTIONS_FILE, evaluation)
         if config.evaluation.save_model:
@@ -243,7 +263,7 @@ class _Progress:
     """What a run has done so far, so that a failed one can say it too."""
 
     command: str
-    started: str = field(default_factory=lambda: _now())
+    started: str = field(default_factory=timestamp)
     seconds: dict[str, float] = field(default_factory=dict)
     parts: dict[str, Any] = field(default_factory=dict)
 
@@ -263,7 +283,7 @@ class _Progress:
             config_fingerprint=config.fingerprint(),
             environment=capture_environment(),
             started=self.started,
-            finished=_now(),
+            finished=timestamp(),
             command=self.command,
             timing=dict(self.seconds),
             **self.parts,
@@ -271,8 +291,26 @@ class _Progress:
         )
 
 
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+def last_whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; what a killed process has begun is removed.
+
+    transformers writes a checkpoint in place, and its ``trainer_state.json`` last.
+    """
+    found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for checkpoint in reversed(found):
+        try:
+            json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            logger.warning("%s was not written to its end and is removed.", checkpoint)
+            if PartialState().is_main_process:
+                shutil.rmtree(checkpoint)
+            continue
+        return checkpoint
+    return None
+
+
+def _is_complete(checkpoint: Path, updates: int) -> bool:
+    return json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"] >= updates
 
 
 def _record_unfreezing(
@@ -288,9 +326,10 @@ def _record_unfreezing(
     measurements = series.of(names.FISHER_TRACE)
     if not measurements:
         return
-    seconds = sum(item.seconds or 0.0 for item in measurements)
-    total = progress.seconds["train"]
-    progress.parts["probes"] = {names.FISHER_TRACE: ProbeRecord(len(measurements), seconds, seconds / total)}
+    # Of this process, as the time of training is: a run that was resumed has measured before, too.
+    seconds, total = trainer.unfreezing.probe_seconds, progress.seconds["train"]
+    extra = seconds / (total - seconds) if total > seconds else None
+    progress.parts["probes"] = {names.FISHER_TRACE: ProbeRecord(len(measurements), seconds, seconds / total, extra)}
     if PartialState().is_main_process:
         signal_figure(
             measurements,
@@ -316,28 +355,6 @@ def _model_record(config: RunConfig, model: PreTrainedModel) -> ModelRecord:
         revision=config.model.revision,
         weights_sha256=WEIGHTS_SHA256 if config.model.name == BUNDLED_MODEL else None,
     )
-
-
-def evaluation_record(evaluation: SuiteEvaluation, selected_by: str) -> EvaluationRecord:
-    """An evaluation in the form of the results file."""
-
-    def value(estimate: Any) -> MetricValue:
-        return MetricValue(estimate.value, estimate.low, estimate.high)
-
-    splits = {
-        name: SplitEvaluation(part.n, {metric: value(estimate) for metric, estimate in part.metrics.items()})
-        for name, part in evaluation.splits.items()
-    }
-    ood = {
-        metric: OODSummary(
-            macro_mean=value(summary.ood_mean),
-            worst=WorstSet(summary.worst_set, summary.ood_worst.value),
-            gap_to_id=None if summary.gap is None else summary.gap.value,
-        )
-        for metric, summary in evaluation.summaries.items()
-        if summary.ood_mean is not None and summary.ood_worst is not None and summary.worst_set is not None
-    }
-    return EvaluationRecord(splits, ood, evaluation.confidence, selected_by)
 
 
 def write_predictions(path: Path, evaluation: SuiteEvaluation) -> None:

@@ -9,6 +9,7 @@ Two rules follow from what transformers and DDP do (measured with transformers 5
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -50,6 +51,30 @@ def requires_grad_set(parameters: Mapping[str, nn.Parameter], trainable: Collect
             parameter.requires_grad_(before[name])
 
 
+# Models that are frozen by a training that has not ended, or that was interrupted.
+_FROZEN: weakref.WeakKeyDictionary[nn.Module, Freezer] = weakref.WeakKeyDictionary()
+
+
+def thaw(model: nn.Module) -> Freezer | None:
+    """Give the flags back that an interrupted training has left changed; return what had frozen the model.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> Freezer({"all": dict(model.named_parameters())}, model).train_only(["all"])
+        >>> thaw(model) is None, thaw(model) is None
+        (False, True)
+    """
+    freezer = _FROZEN.get(model)
+    if freezer is not None:
+        freezer.restore()
+    return freezer
+
+
+def frozen_by(model: nn.Module) -> Freezer | None:
+    """What freezes the model now, if anything does."""
+    return _FROZEN.get(model)
+
+
 class Freezer:
     """Freeze and release the parameters of layer groups, never thawing what the user froze.
 
@@ -58,6 +83,8 @@ class Freezer:
 
     Args:
         groups: Group name to (parameter name to parameter); ``{g.name: g.parameters for g in LayerGroups}``.
+        model: The model, so that :func:`thaw` finds what an interrupted training has left frozen.
+        owner: Whatever the freezing belongs to, to tell one training from another.
 
     Raises:
         ConfigurationError: Nothing is trainable.
@@ -73,7 +100,11 @@ class Freezer:
         True
     """
 
-    def __init__(self, groups: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
+    def __init__(
+        self, groups: Mapping[str, Mapping[str, nn.Parameter]], model: nn.Module | None = None, owner: object = None
+    ) -> None:
+        self.owner = owner
+        self._model = None if model is None else weakref.ref(model)
         self._managed: dict[str, dict[str, nn.Parameter]] = {
             group: {name: p for name, p in parameters.items() if p.requires_grad}
             for group, parameters in groups.items()
@@ -112,6 +143,9 @@ class Freezer:
                 got=f"groups {list(names)} without a trainable parameter",
                 fix="Add a group with trainable parameters to the first stage.",
             )
+        model = self._model() if self._model is not None else None
+        if model is not None:
+            _FROZEN[model] = self
         for group, parameters in self._managed.items():
             release = group in names
             for parameter in parameters.values():
@@ -121,6 +155,9 @@ class Freezer:
 
     def restore(self) -> None:
         """Give every managed parameter the flag that the user had set."""
+        model = self._model() if self._model is not None else None
+        if model is not None:
+            _FROZEN.pop(model, None)
         for parameters in self._managed.values():
             for parameter in parameters.values():
                 parameter.requires_grad_(True)

@@ -13,9 +13,25 @@ ACCURACY = "accuracy"
 BALANCED_ACCURACY = "balanced_accuracy"
 MACRO_F1 = "macro_f1"
 
+# Over the OOD sets
+OOD_MACRO_MEAN = "ood_macro_mean"
+OOD_WORST = "ood_worst"
+GAP_TO_ID = "gap_to_id"
+
+# Columns of a loaded data set, and of a tokenized one
+TEXT = "text"
+TEXT_PAIR = "text_pair"
+LABEL = "label"
+LABELS = "labels"
+
+# Ways of training
+STANDARD = "standard"
+GRADUAL_UNFREEZING = "gradual_unfreezing"
+
 # Files of a run folder
 CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "results.json"
+EVALUATION_FILE = "evaluation.json"
 DYNAMICS_FILE = "dynamics.jsonl"
 PREDICTIONS_FILE = "predictions.npz"
 SIGNAL_FIGURE = "signal.png"
@@ -32,7 +48,7 @@ FISHER_TRACE = "fisher_trace"
 # Keys in Trainer logs
 LOG_STAGE = "unfreezing/stage"
 LOG_TRAINABLE = "unfreezing/trainable_parameters"
-LOG_FISHER_TRACE = "probe/fisher_trace"
+LOG_PROBE = "probe"  # then /<measure>, and /<measure>/<group>
 LOG_DECISION = "unfreezing/decision"
 
 

@@ -20,10 +20,6 @@ from hf_early_ood.errors import ResumeError
 
 SCHEMA_VERSION = 1
 
-# What is compared between arms besides single splits.
-OOD_MACRO_MEAN = "ood_macro_mean"
-OOD_WORST = "ood_worst"
-
 Covers = Literal["examples", "examples and seeds"]
 R = TypeVar("R", bound="_Record")
 
@@ -114,6 +110,8 @@ class DecisionRecord(_Record):
     num_measurements: int | None = None
     num_skipped: int = 0
     """Measurements that were NaN or infinite and did not count."""
+    at_first_chance: bool = False
+    """Whether the signal was stable at the first measurement that could decide."""
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -134,6 +132,8 @@ class ProbeRecord(_Record):
     seconds: float
     share_of_training_time: float | None = None
     """Fraction in [0, 1] of the seconds of training."""
+    extra_time: float | None = None
+    """Seconds over those of the same training without measurements."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,8 @@ class SplitEvaluation(_Record):
 
     n: int
     metrics: dict[str, MetricValue]
+    notes: tuple[str, ...] = ()
+    """What a reader must know about these numbers, e.g. that the set has a single class."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,8 @@ class WorstSet(_Record):
 
     set: str
     value: float | None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,7 @@ class OODSummary(_Record):
 
     macro_mean: MetricValue
     worst: WorstSet
-    gap_to_id: float | None
+    gap_to_id: MetricValue | None
 
 
 @dataclass(frozen=True)
@@ -254,6 +258,8 @@ class Comparison(_Record):
     n_seeds: int
     covers: Covers
     """What would have to be drawn anew for another result: the test examples, or the training seeds as well."""
+    n_differing: int | None = None
+    """Examples, times seeds, for which the two arms predict different classes; None: not counted."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -126,7 +128,7 @@ class UnfreezingSchedule:
         """
         interval = self.interval
         if isinstance(interval, float) and total_updates is not None:
-            interval = max(1, math.floor(interval * total_updates))
+            interval = max(1, math.floor(interval * total_updates + 1e-9))  # 0.29 of 100 are 29
         elif interval == AUTO and decided is not None:
             if decided < 1:
                 raise ConfigurationError("An interval is at least one update.", got=decided)
@@ -137,19 +139,19 @@ class UnfreezingSchedule:
         """Compare the schedule with the length of training.
 
         Returns:
-            A warning if some groups are released too late or never, else None.
+            A warning if the stages leave groups out or release them too late, else None.
 
         Raises:
             ConfigurationError: Not even the first release falls into training.
         """
+        left_out = f"These groups are never trained: {', '.join(self.never_released)}." if self.never_released else None
         if not isinstance(self.interval, int) or self.num_releases == 0:
-            return None
+            return left_out
         if self.interval >= total_updates:
             raise ConfigurationError(
                 "The interval is longer than training: no layer group would ever be released.",
                 got=f"interval={self.interval}, training makes {total_updates} updates",
-                allowed=f"1 to {total_updates - 1} updates"
-                f" ({max(1, total_updates // (self.num_releases + 1))} or less releases every group)",
+                allowed=f"1 to {total_updates - 1} updates; {self._longest(total_updates)}",
                 fix="Lower interval, give it as a fraction of training, or train longer.",
             )
         late = [
@@ -159,11 +161,15 @@ class UnfreezingSchedule:
             for name in stage.released
         ]
         if not late:
-            return None
+            return left_out
         return (
             f"With interval={self.interval} and {total_updates} updates these groups are never released: "
-            f"{', '.join(late)}. All would be with interval <= {max(1, (total_updates - 1) // self.num_releases)}."
+            f"{', '.join(late)}; {self._longest(total_updates)}."
         )
+
+    def _longest(self, total_updates: int) -> str:
+        longest = (total_updates - 1) // self.num_releases
+        return f"{longest} or less releases every group" if longest else "training is too short to release every group"
 
     def stage(self, global_step: int) -> int:
         """Stage after ``global_step`` completed updates; 0 as long as the interval is not decided."""
@@ -243,19 +249,40 @@ class UnfreezingSchedule:
               - [block.0]  # from update 5
             <BLANKLINE>
         """
-        rows = [f"  - [{', '.join(row.released)}]" for row in self.table()]
+        rows = [f"  - {_flow(row.released)}" for row in self.table()]
         width = max(map(len, rows))
         lines = [
             "# Unfreezing schedule. interval: updates per stage (integer, fraction of training, or auto).",
             "# stages: the groups each stage adds to the trained ones; groups left out are never trained.",
             f"interval: {self.interval}",
-            f"groups: [{', '.join(self.groups)}]",
+            f"groups: {_flow(self.groups)}",
             "stages:",
         ]
         for row, stage in zip(rows, self.table(), strict=True):
             when = "once decided" if stage.start is None else f"from update {stage.start}"
             lines.append(f"{row:<{width}}  # {when}")
         return "\n".join(lines) + "\n"
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], groups: Sequence[str]) -> UnfreezingSchedule:
+        """Read a schedule file for a model with these layer groups.
+
+        Raises:
+            ConfigurationError: The file is missing, is not a schedule, or was made for another model.
+        """
+        file = Path(path).expanduser()
+        fix = "Write one with: hf-early-ood schedule --model NAME --output FILE"
+        if not file.is_file():
+            raise ConfigurationError("The schedule file does not exist.", got=path, fix=fix)
+        schedule = cls.from_yaml(file.read_text(encoding="utf-8"))
+        if schedule.groups != tuple(groups):
+            raise ConfigurationError(
+                "The schedule file was made for another model.",
+                got=list(schedule.groups),
+                allowed=list(groups),
+                fix=fix,
+            )
+        return schedule
 
     @classmethod
     def from_yaml(cls, text: str) -> UnfreezingSchedule:
@@ -280,13 +307,20 @@ class UnfreezingSchedule:
         return f"UnfreezingSchedule({list(self.groups)}, interval={self.interval!r}, stages={self.stages})"
 
 
-def parse_number(text: str) -> int | float | str:
-    """What a command line means by ``20``, ``0.1`` or ``auto``.
+def _flow(names: Sequence[str]) -> str:
+    """A YAML list on one line, with quotes where a name needs them."""
+    return yaml.safe_dump(list(names), default_flow_style=True, width=math.inf).strip()
+
+
+def parse_number(text: int | float | str) -> int | float | str:
+    """What a command line means by ``20``, ``0.1`` or ``auto``; numbers stay what they are.
 
     Example:
         >>> parse_number("20"), parse_number("0.1"), parse_number("auto")
         (20, 0.1, 'auto')
     """
+    if not isinstance(text, str):
+        return text
     for kind in (int, float):
         try:
             return kind(text)

@@ -28,6 +28,8 @@ class Decision:
     num_measurements: int
     num_skipped: int
     """Measurements that were NaN or infinite and did not count."""
+    at_first_chance: bool = False
+    """Whether the signal was stable at the first measurement that could decide: it may not have begun to move."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -110,6 +112,7 @@ class StabilizationDetector:
         self._recent: list[float] = []
         self._average: float | None = None
         self._num_skipped = 0
+        self._num_judged = 0
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -159,11 +162,13 @@ class StabilizationDetector:
         before, self._average = self._average, math.fsum(self._recent) / self.window
         if before is None:
             return None
+        self._num_judged += 1
         difference = abs(self._average - before)
         return 0.0 if difference == 0 else math.inf if before == 0 else difference / abs(before)
 
     def _decide(self, step: int, reason: str, change: float | None) -> None:
-        self.decision = Decision(step, reason, self._average, change, len(self._series), self._num_skipped)
+        first = reason == STABLE and self._num_judged == 1
+        self.decision = Decision(step, reason, self._average, change, len(self._series), self._num_skipped, first)
 
     @classmethod
     def replay(cls, series: Iterable[tuple[int, float]], **settings: Any) -> Decision | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 
 from accelerate import PartialState
@@ -13,22 +12,14 @@ from tqdm.auto import tqdm
 from hf_early_ood import names
 from hf_early_ood.atomic import write_text
 from hf_early_ood.config import RunConfig, StudyConfig
-from hf_early_ood.errors import EarlyOODError
+from hf_early_ood.environment import timestamp
 from hf_early_ood.evaluation.metrics import METRICS
 from hf_early_ood.evaluation.statistics import Estimate, Run, compare_arms
-from hf_early_ood.experiment import check, read_predictions, run
+from hf_early_ood.experiment import check, claim, read_predictions, run
+from hf_early_ood.names import OOD_MACRO_MEAN, OOD_WORST
 from hf_early_ood.report.figures import comparison_figure
 from hf_early_ood.report.tables import study_report
-from hf_early_ood.results import (
-    OOD_MACRO_MEAN,
-    OOD_WORST,
-    ArmRun,
-    Comparison,
-    RunRecord,
-    StudyRecord,
-    read_run,
-    write_record,
-)
+from hf_early_ood.results import ArmRun, Comparison, StudyRecord, write_record
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +29,8 @@ VERDICT_METRIC = names.BALANCED_ACCURACY
 def run_study(config: StudyConfig, *, command: str = "") -> StudyRecord:
     """Make every run that is missing, compare the arms and write the folder of the study.
 
-    Everything is checked before the first run. A run that fails is recorded, and the others go on; the same command
-    makes only what is missing.
+    Everything is checked before the first run. A run that fails is recorded, and the others go on (with one process);
+    the same command makes only what is missing.
 
     Args:
         config: The settings of the study.
@@ -51,10 +42,13 @@ def run_study(config: StudyConfig, *, command: str = "") -> StudyRecord:
     Raises:
         EarlyOODError: If the settings, data or model of any arm are not usable, before anything is trained.
     """
-    folder = Path(config.output_dir)
+    folder, runs = Path(config.output_dir), list(config.runs())
+    for run_config in runs:
+        claim(Path(run_config.output_dir), run_config)
     for arm in config.arms:
         check(config.run(arm, config.seeds[0]))
-    started = _now()
+    PartialState().wait_for_everyone()  # nobody writes before all have looked
+    started = timestamp()
     record = StudyRecord(
         name=config.name,
         baseline=config.baseline,
@@ -66,20 +60,22 @@ def run_study(config: StudyConfig, *, command: str = "") -> StudyRecord:
     )
     if PartialState().is_main_process:
         write_text(folder / names.CONFIG_FILE, config.to_yaml())
-    runs = list(config.runs())
-    for run_config in tqdm(runs, desc=config.name, unit="run", disable=None):
+    # A failure of one process of several cannot be survived by the others: the launcher ends them all.
+    alone = PartialState().num_processes == 1
+    quiet = None if PartialState().is_main_process else True
+    for run_config in tqdm(runs, desc=config.name, unit="run", disable=quiet):
         logger.info("%s, seed %s", run_config.name, run_config.seed)
-        result = _run_or_record_failure(run_config, command)
+        result = run(run_config, command=command, keep_failure=alone)
         arm_run = ArmRun.from_run(result, str(Path(run_config.output_dir).relative_to(folder)))
         arms = {**record.arms, run_config.name: (*record.arms[run_config.name], arm_run)}
-        record = replace(record, arms=arms, finished=_now())
+        record = replace(record, arms=arms, finished=timestamp())
         if PartialState().is_main_process:
             write_record(folder / names.STUDY_FILE, record)
     record = replace(
         record,
         comparisons=compare(record, folder, runs[0]),
         confidence=runs[0].evaluation.confidence,
-        finished=_now(),
+        finished=timestamp(),
     )
     if PartialState().is_main_process:
         write_record(folder / names.STUDY_FILE, record)
@@ -87,17 +83,6 @@ def run_study(config: StudyConfig, *, command: str = "") -> StudyRecord:
         if any(arm_run.status == "complete" for arm_runs in record.arms.values() for arm_run in arm_runs):
             comparison_figure(record, folder / names.COMPARISON_FIGURE)
     return record
-
-
-def _run_or_record_failure(config: RunConfig, command: str) -> RunRecord:
-    try:
-        return run(config, command=command)
-    except Exception as error:
-        results = Path(config.output_dir) / names.RESULTS_FILE
-        if isinstance(error, EarlyOODError) and not results.is_file():
-            raise  # nothing was trained: the user has to act
-        logger.exception("%s, seed %s failed; the study goes on", config.name, config.seed)
-        return read_run(results)
 
 
 def compare(study: StudyRecord, folder: Path, settings: RunConfig) -> tuple[Comparison, ...]:
@@ -141,6 +126,11 @@ def _compare_arm(
         seed=settings.evaluation.seed,
     )
     difference = result.difference
+    differing = {
+        split: sum(int((a[split][1] != b[split][1]).sum()) for a, b in zip(arm_runs, baseline_runs, strict=True))
+        for split in difference.splits
+    }
+    ood = [split for split in differing if names.is_ood(split)]
     estimates: dict[str, Estimate | None] = {
         **difference.splits,
         OOD_MACRO_MEAN: difference.ood_mean,
@@ -157,11 +147,8 @@ def _compare_arm(
             n_examples=estimate.n,
             n_seeds=len(arm_runs),
             covers="examples and seeds" if result.covers == "examples and seeds" else "examples",
+            n_differing=sum(differing[part] for part in ([split] if split in differing else ood)),
         )
         for split, estimate in estimates.items()
         if estimate is not None
     ]
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from datasets import Dataset as HFDataset
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from hf_early_ood import names
+from hf_early_ood.atomic import write_json
+from hf_early_ood.callbacks.recording import RecordingCallback
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.errors import ConfigurationError, did_you_mean
-from hf_early_ood.evaluation.metrics import METRICS, classification_metrics, predicted_classes
+from hf_early_ood.evaluation.metrics import classification_metrics, predicted_classes
+from hf_early_ood.evaluation.suites import SuiteEvaluation, evaluate_splits
 from hf_early_ood.schedules import AUTO, parse_number
-from hf_early_ood.tasks.sequence_classification import SequenceClassificationLoss, is_sequence_classification
+from hf_early_ood.tasks.sequence_classification import (
+    SequenceClassificationLoss,
+    is_sequence_classification,
+    is_single_label,
+)
 
-GRADUAL = "gradual"
-NO_UNFREEZING = "none"
+INTERVENTIONS = (names.STANDARD, names.GRADUAL_UNFREEZING)
 
 
 @dataclass
 class EarlyOODArguments(TrainingArguments):
     """``TrainingArguments`` plus the settings of :class:`~hf_early_ood.GradualUnfreezingCallback`.
 
-    Each field is described in its ``help``; the defaults are those of the callback. ``unfreezing="none"`` is
+    Each field is described in its ``help``; the defaults are those of the callback. ``intervention="standard"`` is
     standard fine-tuning, the baseline.
 
     Raises:
@@ -36,8 +44,9 @@ class EarlyOODArguments(TrainingArguments):
         20
     """
 
-    unfreezing: str = field(
-        default=GRADUAL, metadata={"help": "gradual: release layer groups step by step; none: standard fine-tuning."}
+    intervention: str = field(
+        default=names.GRADUAL_UNFREEZING,
+        metadata={"help": "gradual_unfreezing: release layer groups step by step; standard: train all from the start."},
     )
     unfreezing_interval: str = field(
         default=AUTO,
@@ -71,14 +80,14 @@ class EarlyOODArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.unfreezing not in (GRADUAL, NO_UNFREEZING):
+        if self.intervention not in INTERVENTIONS:
             raise ConfigurationError(
-                "Unknown way of unfreezing.",
-                got=self.unfreezing,
-                allowed=f"{GRADUAL}, {NO_UNFREEZING}",
-                fix=did_you_mean(self.unfreezing, (GRADUAL, NO_UNFREEZING)),
+                "Unknown intervention.",
+                got=self.intervention,
+                allowed=", ".join(INTERVENTIONS),
+                fix=did_you_mean(self.intervention, INTERVENTIONS),
             )
-        if self.unfreezing == GRADUAL:
+        if self.intervention == names.GRADUAL_UNFREEZING:
             GradualUnfreezingCallback(**self.callback_settings())  # raises for what is not usable
 
     def callback_settings(self) -> dict[str, Any]:
@@ -110,14 +119,14 @@ class EarlyOODTrainer(Trainer):
     * For sequence classification, the loss is the sum over examples divided by the number of examples of the whole
       update, over accumulation steps and processes: the same global batch gives the same gradient however it is
       cut. (``Trainer`` of transformers 5.23 multiplies it by the number of pieces.)
-    * ``evaluate`` on a dict of sets adds ``eval_ood_macro_*``, ``eval_ood_worst_*`` and ``eval_gap_*`` over the sets
-      named ``ood/<name>``, in one entry of the log. OOD sets never select a checkpoint by themselves.
+    * ``evaluate`` on a dict of sets, for single-label classification: accuracy, balanced accuracy and macro-F1 of each,
+      mean, worst and gap over the sets named ``ood/<name>`` in one entry of the log, and ``evaluation.json`` in the
+      output folder with n and bootstrap intervals. OOD sets never select a checkpoint by themselves.
     * ``auto_find_batch_size`` and a second ``train()`` start from the user's flags.
 
     Args:
         probe_dataset: Tokenized examples for the measurements; the training set by default.
-        **kwargs: As for ``transformers.Trainer``. ``compute_metrics`` defaults to accuracy, balanced accuracy and
-            macro-F1 for sequence classification.
+        **kwargs: As for ``transformers.Trainer``. ``compute_metrics`` defaults to the three metrics above.
 
     Raises:
         ConfigurationError: ``args`` ask for unfreezing and ``callbacks`` bring a callback of their own.
@@ -125,23 +134,24 @@ class EarlyOODTrainer(Trainer):
 
     def __init__(self, *positional: Any, probe_dataset: Dataset | None = None, **kwargs: Any) -> None:
         super().__init__(*positional, **kwargs)
+        self._probe_dataset = probe_dataset
+        self._seen: list[tuple[Any, Any]] = []  # logits and labels of the sets of one evaluation
         model: Any = self.model
-        if is_sequence_classification(model):
-            if self.compute_loss_func is None:
-                self.compute_loss_func = SequenceClassificationLoss(
-                    model.config, label_smoothing=self.args.label_smoothing_factor
-                )
-            if self.compute_metrics is None and model.config.num_labels > 1:
-                self.compute_metrics = _prediction_metrics
-        if isinstance(self.args, EarlyOODArguments) and self.args.unfreezing == GRADUAL:
+        self._classifies = is_sequence_classification(model) and is_single_label(model.config)
+        if is_sequence_classification(model) and self.compute_loss_func is None:
+            self.compute_loss_func = SequenceClassificationLoss(
+                model.config, label_smoothing=self.args.label_smoothing_factor
+            )
+        if self._classifies:
+            self.compute_metrics = self._with_predictions_kept(self.compute_metrics or _prediction_metrics)
+        if isinstance(self.args, EarlyOODArguments) and self.args.intervention == names.GRADUAL_UNFREEZING:
             if self.unfreezing is not None:
                 raise ConfigurationError(
                     "Both the arguments and the callbacks ask for gradual unfreezing.",
-                    fix='Set unfreezing="none" or leave the callback out.',
+                    fix='Set intervention="standard" or leave the callback out.',
                 )
             self.add_callback(GradualUnfreezingCallback(**self.args.callback_settings(), probe_dataset=probe_dataset))
-        if self.unfreezing is not None:
-            self.unfreezing.report_through(self.log)
+        self._equip_callbacks()
 
     @property
     def unfreezing(self) -> GradualUnfreezingCallback | None:
@@ -152,11 +162,36 @@ class EarlyOODTrainer(Trainer):
                 return callback
         return None
 
+    def _equip_callbacks(self) -> None:
+        """Give the callbacks what their JSON-able settings cannot hold."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, RecordingCallback):
+                callback.report_through(self._log_aside)
+                if self._probe_dataset is not None:
+                    callback.probe_dataset = self._probe_dataset
+        if self.unfreezing is not None:
+            self.unfreezing.checks_loss_scale = False  # compute_loss_func is right
+
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Build the optimizer, over every layer also when an earlier attempt was interrupted with some frozen."""
-        if self.unfreezing is not None:
-            self.unfreezing.release_leftovers()
+        self._equip_callbacks()  # a checkpoint may have brought new objects
+        if self.unfreezing is not None and self.model is not None:
+            self.unfreezing.release_leftovers(self.model)
         return super().create_optimizer(*args, **kwargs)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; the user's flags come back also if it is interrupted."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.unfreezing is not None and self.model is not None:
+                self.unfreezing.release_leftovers(self.model)
+
+    def _log_aside(self, values: dict[str, float]) -> None:
+        """Log between the regular logs: ``Trainer.log`` alone would cancel the one that is due at this update."""
+        due = self.control.should_log
+        self.log(values)
+        self.control.should_log = due
 
     def evaluate(
         self,
@@ -165,36 +200,59 @@ class EarlyOODTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Evaluate one set, or a dict of sets together with the summary over those named ``ood/<name>``."""
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         sets = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(sets, Mapping):
-            summary = _summarize(metrics, list(sets), metric_key_prefix)
-            if summary:
-                self.log(dict(summary))
-                metrics.update(summary)
+        if not isinstance(sets, Mapping) or not self._classifies:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        self._seen.clear()
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if len(self._seen) != len(sets):  # prediction_loss_only
+            return metrics
+        answers = {
+            name: HFDataset.from_dict({names.LABELS: labels})
+            for name, (_, labels) in zip(sets, self._seen, strict=True)
+        }
+        logits = iter([logits for logits, _ in self._seen])
+        evaluation = evaluate_splits(lambda _: next(logits), answers)
+        self._seen.clear()
+        summary = _summary(evaluation, metric_key_prefix)
+        if summary:
+            self.log(dict(summary))
+            metrics.update(summary)
+        if self.is_world_process_zero() and self.args.output_dir:
+            write_json(Path(self.args.output_dir) / names.EVALUATION_FILE, evaluation.to_record().to_dict())
         return metrics
+
+    def _with_predictions_kept(
+        self, compute: Callable[[EvalPrediction], dict[str, float]]
+    ) -> Callable[[EvalPrediction], dict[str, float]]:
+        """``compute``, which also keeps what it was given for the summary over all sets."""
+
+        def computed(prediction: EvalPrediction, **rest: Any) -> dict[str, float]:
+            self._seen.append((_logits(prediction), prediction.label_ids))
+            return compute(prediction, **rest)
+
+        return computed
+
+
+def _logits(prediction: EvalPrediction) -> Any:
+    logits: Any = prediction.predictions
+    return logits[0] if isinstance(logits, tuple) else logits  # a model that returns hidden states as well
 
 
 def _prediction_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    logits: Any = prediction.predictions
     labels: Any = prediction.label_ids
-    if isinstance(logits, tuple):  # a model that returns hidden states as well
-        logits = logits[0]
-    return classification_metrics(labels, predicted_classes(logits))
+    return classification_metrics(labels, predicted_classes(_logits(prediction)))
 
 
-def _summarize(metrics: Mapping[str, float], sets: list[str], prefix: str) -> dict[str, float]:
-    """Macro mean and worst of the OOD sets, and the gap to the ID test set (or validation set)."""
-    reference = names.ID_TEST if names.ID_TEST in sets else names.ID_VALIDATION
-    summary: dict[str, float] = {}
-    for metric in METRICS:
-        values = {name: metrics[key] for name in sets if (key := f"{prefix}_{name}_{metric}") in metrics}
-        ood = [value for name, value in values.items() if names.is_ood(name)]
-        if not ood:
-            continue
-        mean = sum(ood) / len(ood)
-        summary[f"{prefix}_ood_macro_{metric}"] = mean
-        summary[f"{prefix}_ood_worst_{metric}"] = min(ood)
-        if reference in values:
-            summary[f"{prefix}_gap_{metric}"] = values[reference] - mean
-    return summary
+def _summary(evaluation: SuiteEvaluation, prefix: str) -> dict[str, float]:
+    """Mean and worst of the OOD sets and the gap to ``id_test``, as the keys of a log."""
+    values: dict[str, float] = {}
+    for metric, summary in evaluation.summaries.items():
+        for name, estimate in (
+            (names.OOD_MACRO_MEAN, summary.ood_mean),
+            (names.OOD_WORST, summary.ood_worst),
+            (names.GAP_TO_ID, summary.gap),
+        ):
+            if estimate is not None:
+                values[f"{prefix}_{name}_{metric}"] = estimate.value
+    return values

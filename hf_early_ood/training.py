@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_early_ood import names
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.config import RunConfig
 from hf_early_ood.errors import ConfigurationError
@@ -19,9 +20,11 @@ from hf_early_ood.errors import ConfigurationError
 logger = logging.getLogger(__name__)
 
 DEFAULTS: dict[str, Any] = {
-    # A run writes its own results; who wants trackers or checkpoints says so in `training`.
+    # A run writes its own results; who wants trackers says so in `training`.
     "report_to": "none",
-    "save_strategy": "no",
+    # What a crash leaves to go on from.
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
     "logging_steps": 10,
     "dataloader_pin_memory": torch.cuda.is_available(),
     "disable_tqdm": not sys.stderr.isatty(),
@@ -50,7 +53,7 @@ def make_arguments(config: RunConfig) -> TrainingArguments:
 def make_callback(config: RunConfig) -> GradualUnfreezingCallback | None:
     """The unfreezing callback of a run; None for standard fine-tuning."""
     intervention = config.intervention
-    if intervention.method == "standard":
+    if intervention.method == names.STANDARD:
         return None
     detector, probe = intervention.detector, intervention.probe
     return GradualUnfreezingCallback(

@@ -181,7 +181,7 @@ def test_study_comes_back_equal(write: Write) -> None:
 def test_fingerprint_is_the_same_on_every_machine() -> None:
     # A changed value means that finished runs are made again: on purpose only.
     config = RunConfig.from_dict(minimal())
-    assert config.fingerprint() == "137c662c611d502c2e21c2630ce2c945e1f2b4dfd0278234defb31d19c164e62"
+    assert config.fingerprint() == "e5fbf3de3e810d28d8664bdb598ae629548935e9bd3ade3ae4e28db0795cddc1"
 
 
 def test_fingerprint_leaves_out_the_folder_and_the_order_of_keys() -> None:
@@ -199,7 +199,7 @@ def test_fingerprint_leaves_out_the_folder_and_the_order_of_keys() -> None:
         ("data.max_length", 64),
         ("data.ood.movie.max_examples", 10),
         ("training.learning_rate", 1e-5),
-        ("intervention.detector.max_step", 20),
+        ("intervention.detector.max_step", 40),
         ("evaluation.seed", 1),
     ],
 )
@@ -268,7 +268,7 @@ def test_fingerprint_tells_an_update_from_all_of_training() -> None:
             "training.remove_unused_columns: this field is set for you. Leave it out",
         ),
         ("training.per_device_eval_batch_size", 8, "this field is set for you. Set 'evaluation.batch_size'."),
-        ("training.hub_token", "hf_x", "this field is set for you. Use the command 'hf-early-ood publish'"),
+        ("training.hub_token", "hf_x", "this field is set for you. Upload the run's folder yourself"),
         ("training.learning_rate", "fast", "training.learning_rate: has the wrong type. Got: 'fast'."),
         ("training.learning_rate", "nan", "training.learning_rate: has the wrong type. Got: 'nan'."),
         ("training.learning_rate", -1.0, "training.learning_rate: is out of range. Got: -1.0. Allowed: a number >= 0"),
@@ -330,9 +330,9 @@ def gradual(**settings: Any) -> dict[str, Any]:
             "intervention.detector.max_step: the fallback would come after training ends",
         ),
         (
-            gradual(intervention__detector__max_step=14),
-            "the fallback comes before the detector can compare two averages (a measurement every 5 updates, window"
-            " of 3). Got: 14. Allowed: at least 15",
+            gradual(intervention__detector__max_step=29),
+            "the fallback comes before the detector can compare two averages (a measurement every 10 updates, window"
+            " of 3). Got: 29. Allowed: at least 30",
         ),
         (
             gradual(intervention__detector__max_step=50, intervention__detector__transient=50),

@@ -264,10 +264,11 @@ def test_single_label(tmp_path: Path) -> None:
         load_splits(train=spec, id_test=spec)
 
 
-def test_known_label_without_training_examples_is_stated(tmp_path: Path) -> None:
+def test_known_label_without_training_examples_is_refused(tmp_path: Path) -> None:
     train = _saved(tmp_path / "a", [0, 1], ["x", "y", "z"])
     test = _saved(tmp_path / "b", [0, 2], ["x", "y", "z"])
-    assert load_splits(train=train, id_test=test).report.splits["id_test"].unseen_labels == ("z",)
+    with pytest.raises(DataError, match=r"id_test has labels that training never saw\. Got: z\. Allowed: x, y"):
+        load_splits(train=train, id_test=test)
 
 
 def test_bundled_splits_have_no_leaks() -> None:

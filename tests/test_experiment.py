@@ -9,7 +9,8 @@ from transformers import AutoModelForSequenceClassification
 from hf_early_ood import experiment, names, study
 from hf_early_ood.config import RunConfig, StudyConfig
 from hf_early_ood.errors import ConfigurationError, DataError, EarlyOODError, ResumeError
-from hf_early_ood.results import OOD_MACRO_MEAN, OOD_WORST, read_run, read_study
+from hf_early_ood.names import OOD_MACRO_MEAN, OOD_WORST
+from hf_early_ood.results import read_run, read_study
 from tests import tiny_project
 from tests.tiny_project import make_project, run_settings, study_settings, write_rows
 
@@ -217,3 +218,74 @@ def test_project_itself_is_learnable():
     rows = tiny_project.sentences(50, 0)
     assert {row["label"] for row in rows} == {"good", "bad"}
     assert len({row["text"] for row in rows}) == 50
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(project, monkeypatch):
+    settings = {"training__save_strategy": "steps", "training__save_steps": 4, "training__save_total_limit": 5}
+    whole = experiment.run(run_config(project, output_dir=str(project / "whole"), **settings))
+
+    def killed(*arguments, **keywords):
+        raise MemoryError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "evaluate_splits", killed)
+        with pytest.raises(MemoryError, match="killed"):
+            experiment.run(run_config(project, **settings))
+    for step in (8, 12):  # begun, not finished: transformers writes trainer_state.json last
+        (project / "out" / f"checkpoint-{step}" / "trainer_state.json").unlink()
+    again = experiment.run(run_config(project, **settings))
+    assert again.evaluation == whole.evaluation
+    assert again.training.updates == 12
+
+
+def test_a_training_that_was_complete_is_not_trained_further(project, monkeypatch):
+    """With a constant learning rate one more update would change every weight."""
+    settings = {"training__lr_scheduler_type": "constant"}
+    whole = experiment.run(run_config(project, output_dir=str(project / "whole"), **settings))
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "model_predictor", None)
+        with pytest.raises(TypeError, match="not callable"):
+            experiment.run(run_config(project, **settings))
+    assert list((project / "out").glob("checkpoint-*"))
+    again = experiment.run(run_config(project, **settings))
+    assert again.evaluation == whole.evaluation
+    assert again.training.updates == 12
+    assert again.intervention == whole.intervention
+    assert not list((project / "out").glob("checkpoint-*"))
+
+
+def test_leftovers_of_a_killed_write_do_not_block_a_folder(project):
+    (project / "out").mkdir()
+    (project / "out" / ".config.0123.tmp.yaml").write_text("half")
+    assert experiment.claim(project / "out", run_config(project)) is None
+
+
+def test_a_study_never_takes_up_the_runs_of_another(project):
+    study.run_study(StudyConfig.from_dict({**study_settings(project), "study": one_seed(project, [1])}))
+    changed = study_settings(project, training__max_steps=9)
+    changed["study"] = one_seed(project, [2, 1])
+    with pytest.raises(ResumeError, match="belongs to another run"):
+        study.run_study(StudyConfig.from_dict(changed))
+    assert not (project / "out" / "standard" / "seed2").exists()
+
+
+def one_seed(project, seeds):
+    return {**study_settings(project)["study"], "seeds": seeds}
+
+
+def test_a_study_reports_the_failure_of_this_time(project, monkeypatch):
+    def fails(message):
+        def failing(config, *rest):
+            raise RuntimeError(message)
+
+        return failing
+
+    config = StudyConfig.from_dict({**study_settings(project), "study": one_seed(project, [1])})
+    for message in ("first", "second"):
+        monkeypatch.setattr(experiment, "_train_and_evaluate", fails(message))
+        record = study.run_study(config)
+        assert {run.error for runs in record.arms.values() for run in runs} == {f"RuntimeError: {message}"}
+    monkeypatch.setattr(experiment, "prepare", fails("disk is full"))
+    monkeypatch.setattr(study, "check", lambda config: "")
+    record = study.run_study(config)
+    assert {run.error for runs in record.arms.values() for run in runs} == {"RuntimeError: disk is full"}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 import hf_early_ood
 from hf_early_ood.errors import ConfigurationError
-from hf_early_ood.freezing import Freezer, requires_grad_set
+from hf_early_ood.freezing import Freezer, frozen_by, requires_grad_set, thaw
 
 
 def small():
@@ -79,8 +80,21 @@ def test_only_freezing_changes_flags_of_parameters():
                 isinstance(target, ast.Attribute) and target.attr == "requires_grad" for target in node.targets
             )
             calls = isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "requires_grad_"
-            if calls and ast.unparse(node.func.value).endswith((".detach()", ".clone()")):
+            if calls and re.search(r"\.(detach|clone)\(\)", ast.unparse(node.func.value)):
                 continue  # a new tensor, not a parameter
             if assigns or calls:
                 offenders.append(f"{file.relative_to(package)}:{node.lineno}")
     assert not offenders
+
+
+def test_an_interrupted_training_is_thawed():
+    model, groups = small()
+    freezer = Freezer(groups, model, owner="one")
+    freezer.train_only(["head"])
+    assert frozen_by(model) is freezer
+    assert thaw(model) is freezer
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert thaw(model) is None
+    freezer.train_only(["head"])
+    freezer.restore()
+    assert frozen_by(model) is None

@@ -169,7 +169,7 @@ def test_dynamics_are_read(tmp_path: Path) -> None:
     assert [(item.step, item.value) for item in series.of("fisher_trace")] == [(0, 1.0), (5, None)]
     assert series.measurements[0].trainable == ("head",)
     assert series.stages == (results.StageRecord(0, 0, ("head",), 10),)
-    assert series.decision == results.DecisionRecord(5, "stable", 1.0, 0.01, 4, 1, {"window": 3})
+    assert series.decision == results.DecisionRecord(5, "stable", 1.0, 0.01, 4, 1, settings={"window": 3})
     assert series.of("sharpness") == ()
 
 

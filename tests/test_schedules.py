@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from hf_early_ood.errors import ConfigurationError
-from hf_early_ood.schedules import UnfreezingSchedule
+from hf_early_ood.schedules import UnfreezingSchedule, parse_number
 
 GROUPS = ["embeddings", "block.0", "block.1", "head"]
 
@@ -104,3 +104,23 @@ def test_bad_settings(settings, message):
 def test_bad_yaml(text, message):
     with pytest.raises(ConfigurationError, match=message):
         UnfreezingSchedule.from_yaml(text)
+
+
+def test_odd_names_survive_the_file():
+    names = ["no", "1", "a: b", "x,y", "head"]
+    schedule = UnfreezingSchedule(names, interval=3)
+    assert UnfreezingSchedule.from_yaml(schedule.to_yaml()) == schedule
+
+
+def test_fractions_do_not_lose_an_update():
+    assert UnfreezingSchedule(GROUPS, interval=0.29).resolve(total_updates=100).interval == 29
+
+
+def test_groups_left_out_are_told():
+    partial = UnfreezingSchedule(GROUPS, interval=3, order=["block.1", "block.0"])
+    assert "never trained: embeddings" in partial.check_length(50)
+    assert "never trained" in UnfreezingSchedule(GROUPS, interval="auto", order=[]).check_length(50)
+
+
+def test_numbers_stay_numbers():
+    assert [parse_number(x) for x in (0.05, 1.9, 7, "7", "0.5", "auto")] == [0.05, 1.9, 7, 7, 0.5, "auto"]

@@ -1,19 +1,34 @@
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
 import torch
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
 
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
-from hf_early_ood.errors import ConfigurationError
+from hf_early_ood.config import RunConfig
+from hf_early_ood.errors import ConfigurationError, UnsupportedSetupError
+from hf_early_ood.results import EvaluationRecord
 from hf_early_ood.trainer import EarlyOODArguments, EarlyOODTrainer
+from hf_early_ood.training import make_callback
 from tests import families
+from tests.tiny_project import make_project, run_settings
 from tests.training import Recorder, Rows, make_trainer
 
 PLAIN = {"trainer_class": EarlyOODTrainer}
 FULL = {"trainer_class": EarlyOODTrainer, "arguments_class": EarlyOODArguments}
+
+
+class Tracker(TrainerCallback):
+    """What TensorBoard and its kind would be given."""
+
+    def __init__(self):
+        self.logs = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.logs.append(dict(logs))
 
 
 class GradientOfFirstUpdate(Recorder):
@@ -76,6 +91,13 @@ def test_plain_trainer_is_warned_about_its_loss(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="hf_early_ood"):
         trainer.train()
     assert "accepts_loss_kwargs = False" in caplog.text
+    caplog.clear()
+    ours = make_trainer(
+        tmp_path, [GradualUnfreezingCallback(interval=2)], trainer_class=EarlyOODTrainer, gradient_accumulation_steps=2
+    )
+    with caplog.at_level(logging.WARNING, logger="hf_early_ood"):
+        ours.train()
+    assert "accepts_loss_kwargs" not in caplog.text
 
 
 def test_unfreezing_from_arguments_logs_through_the_trainer(tmp_path):
@@ -83,15 +105,13 @@ def test_unfreezing_from_arguments_logs_through_the_trainer(tmp_path):
     trainer = make_trainer(
         tmp_path, [recorder], unfreezing_interval="2", eval_strategy="no", probe_batch_size=4, probe_size=8, **FULL
     )
-    logged = []
-    trainer.log = lambda values, *rest: logged.append(dict(values))
-    trainer.unfreezing.report_through(trainer.log)
+    trainer.add_callback(tracker := Tracker())
     trainer.train()
-    assert [values["unfreezing/stage"] for values in logged if "unfreezing/stage" in values] == [0, 1, 2, 3, 4]
+    assert [logs["unfreezing/stage"] for logs in tracker.logs if "unfreezing/stage" in logs] == [0, 1, 2, 3, 4]
 
 
-def test_none_is_standard_fine_tuning(tmp_path):
-    assert make_trainer(tmp_path, [], unfreezing="none", **FULL).unfreezing is None
+def test_standard_is_standard_fine_tuning(tmp_path):
+    assert make_trainer(tmp_path, [], intervention="standard", **FULL).unfreezing is None
 
 
 def test_arguments_parse_from_a_command_line():
@@ -117,8 +137,9 @@ def test_arguments_parse_from_a_command_line():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"unfreezing": "gradually"}, r"Unknown way of unfreezing.*Did you mean 'gradual'"),
+        ({"intervention": "gradual_unfreeze"}, r"Unknown intervention.*Did you mean 'gradual_unfreezing'"),
         ({"unfreezing_interval": "often"}, "interval is not usable"),
+        ({"unfreezing_interval": 1.9}, r"interval is not usable\. Got: 1\.9"),
         ({"probe_size": 4}, "probe set is smaller than a batch"),
         ({"stabilization_max_step": "0"}, "latest step"),
     ],
@@ -138,11 +159,39 @@ def test_dict_of_sets_is_summarized(tmp_path):
     sets = {"id_test": Rows(12), "ood/a": Rows(9), "ood/b": Rows(16)}
     metrics = trainer.evaluate(sets)
     accuracies = [metrics[f"eval_ood/{name}_accuracy"] for name in "ab"]
-    assert metrics["eval_ood_macro_accuracy"] == pytest.approx(sum(accuracies) / 2)
+    assert metrics["eval_ood_macro_mean_accuracy"] == pytest.approx(sum(accuracies) / 2)
     assert metrics["eval_ood_worst_accuracy"] == min(accuracies)
-    assert metrics["eval_gap_accuracy"] == pytest.approx(metrics["eval_id_test_accuracy"] - sum(accuracies) / 2)
-    assert any("eval_ood_macro_accuracy" in entry for entry in trainer.state.log_history)
+    assert metrics["eval_gap_to_id_accuracy"] == pytest.approx(metrics["eval_id_test_accuracy"] - sum(accuracies) / 2)
+    assert any("eval_ood_macro_mean_accuracy" in entry for entry in trainer.state.log_history)
+    record = EvaluationRecord.from_dict(json.loads((tmp_path / "evaluation.json").read_text()))
+    assert {name: split.n for name, split in record.splits.items()} == {"id_test": 12, "ood/a": 9, "ood/b": 16}
+    assert record.ood["accuracy"].macro_mean.value == metrics["eval_ood_macro_mean_accuracy"]
+    assert record.splits["ood/b"].metrics["macro_f1"].low is not None
     assert not any(key.startswith("eval_ood_macro") for key in trainer.evaluate({"id_test": Rows(12)}))
+    assert "eval_accuracy" in trainer.evaluate(Rows(12))
+
+
+def test_own_metrics_are_kept(tmp_path):
+    trainer = make_trainer(
+        tmp_path, [], **PLAIN, compute_metrics=lambda prediction: {"size": len(prediction.label_ids)}
+    )
+    metrics = trainer.evaluate({"id_test": Rows(12), "ood/a": Rows(9)})
+    assert (metrics["eval_id_test_size"], metrics["eval_ood/a_size"]) == (12, 9)
+    assert "eval_ood_macro_mean_accuracy" in metrics
+
+
+def test_multi_label_and_regression_models_are_evaluated_without_classes(tmp_path):
+    class Floats(Rows):
+        def __init__(self, size, columns):
+            super().__init__(size)
+            self.labels = torch.rand(size, columns) if columns > 1 else torch.rand(size)
+
+    for columns, problem in ((3, "multi_label_classification"), (1, "regression")):
+        model = families.build("bert", num_labels=columns, problem_type=problem)
+        trainer = make_trainer(tmp_path, [], model=model, dataset=Floats(16, columns), max_steps=2, **PLAIN)
+        trainer.train()
+        metrics = trainer.evaluate({"id_test": Floats(8, columns), "ood/a": Floats(8, columns)})
+        assert metrics["eval_ood/a_loss"] > 0
 
 
 def test_retry_after_a_failed_attempt_trains_every_layer(tmp_path):
@@ -186,3 +235,57 @@ def test_plain_training_arguments_do(tmp_path):
     )
     trainer.train()
     assert trainer.unfreezing.stage == 4
+
+
+def test_logging_of_the_loss_is_not_disturbed(tmp_path):
+    def steps(**settings):
+        trainer = make_trainer(tmp_path, [], max_steps=20, logging_steps=2, **settings, **FULL)
+        trainer.train()
+        return [entry["step"] for entry in trainer.state.log_history if "loss" in entry]
+
+    watched = {"probe_every": 1, "probe_size": 8, "probe_batch_size": 4, "stabilization_tolerance": 0.0}
+    assert steps(**watched) == steps(intervention="standard") == list(range(2, 21, 2))
+
+
+class Interrupt(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("settings", [FULL, {}])
+def test_a_new_trainer_after_an_interruption_trains_every_layer_or_refuses(tmp_path, settings):
+    """A notebook cell that was stopped and is run again."""
+    model = families.build("bert")
+    callbacks = [] if settings else [GradualUnfreezingCallback(interval=2)]
+    interval = {"unfreezing_interval": "2"} if settings else {}
+    first = make_trainer(tmp_path, [*callbacks, Interrupt()], model=model, **settings, **interval)
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    recorder = Recorder()
+    again = [] if settings else [GradualUnfreezingCallback(interval=2)]
+    second = make_trainer(tmp_path, [*again, recorder], model=model, **settings, **interval)
+    if not settings:
+        # A plain Trainer builds its optimizer before a callback can thaw the model: refused, and right the next time.
+        with pytest.raises(UnsupportedSetupError, match="does not hold every trainable parameter"):
+            second.train()
+        second = make_trainer(tmp_path, [*again, recorder], model=model)
+    second.train()
+    assert recorder.in_optimizer == 57
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_two_callbacks_in_one_training_are_refused(tmp_path):
+    callbacks = [GradualUnfreezingCallback(interval=2), GradualUnfreezingCallback(interval=3)]
+    with pytest.raises(ConfigurationError, match="Two GradualUnfreezingCallbacks"):
+        make_trainer(tmp_path, callbacks).train()
+
+
+def test_settings_are_the_same_wherever_they_are_given(tmp_path):
+    """Defaults of the callback, of the arguments and of the configuration file."""
+    settings = run_settings(make_project(tmp_path), intervention={"method": "gradual_unfreezing"})
+    from_file = make_callback(RunConfig.from_dict(settings)).settings
+    from_arguments = GradualUnfreezingCallback(
+        **EarlyOODArguments(output_dir=str(tmp_path), report_to="none").callback_settings()
+    ).settings
+    assert from_file == from_arguments == GradualUnfreezingCallback().settings

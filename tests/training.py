@@ -71,6 +71,7 @@ def make_trainer(
     trainer_class: type[Trainer] = Trainer,
     arguments_class: type[TrainingArguments] = TrainingArguments,
     dataset: Dataset | None = None,
+    compute_metrics: Any = None,
     **arguments: Any,
 ) -> Trainer:
     """A Trainer on a tiny BERT with dropout, weight decay and clipping; 10 updates of 4 examples by default."""
@@ -97,6 +98,7 @@ def make_trainer(
         args=arguments_class(**settings),
         train_dataset=dataset if dataset is not None else Rows(),
         callbacks=callbacks,
+        compute_metrics=compute_metrics,
     )
 
 

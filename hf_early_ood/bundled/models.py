@@ -23,7 +23,7 @@ _REINSTALL = 'pip install --force-reinstall "hf-early-ood[demo]".'
 
 
 def resolve_model(name: str) -> str:
-    """Local folder of a ``bundled:`` model; any other name passes through unchanged.
+    """Local folder of a ``bundled:`` model; any other name passes through, ``~`` expanded.
 
     The folder is found without importing the package that holds it (that would import sentence-transformers),
     and its weights are compared with a recorded SHA-256 before anyone loads them.
@@ -43,7 +43,7 @@ def resolve_model(name: str) -> str:
         'distilbert-base-uncased'
     """
     if not name.startswith(BUNDLED_PREFIX):
-        return name
+        return str(Path(name).expanduser()) if name.startswith("~") else name
     if name != BUNDLED_MODEL:
         raise ConfigurationError(
             "There is no such bundled model.", got=name, allowed=BUNDLED_MODEL, fix=did_you_mean(name, [BUNDLED_MODEL])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from peft import PeftModel
 from torch import nn
 from transformers import TrainingArguments
@@ -24,23 +26,29 @@ def check_launcher(args: TrainingArguments) -> None:
     Raises:
         UnsupportedSetupError: DeepSpeed, FSDP, or DistributedDataParallel that cannot follow a changing graph.
     """
-    if args.deepspeed:
+    kind = _distributed_type()
+    if args.deepspeed or kind == DistributedType.DEEPSPEED:
         raise UnsupportedSetupError(
             "Gradual unfreezing cannot run under DeepSpeed: ZeRO fills the missing gradients of frozen layers with"
             " zeros, and weight decay and momentum would move them.",
-            got="deepspeed is set",
+            got="deepspeed is set in TrainingArguments or in the accelerate configuration",
             allowed="one process, or DistributedDataParallel",
             fix="Launch with DistributedDataParallel (no deepspeed setting).",
         )
-    if args.fsdp:
+    if args.fsdp or kind in (DistributedType.FSDP, DistributedType.MEGATRON_LM):
         raise UnsupportedSetupError(
-            "Gradual unfreezing does not run under FSDP yet.",
-            got=f"fsdp={args.fsdp}",
+            "Gradual unfreezing does not run on sharded parameters.",
+            got=f"fsdp={args.fsdp}, distributed type {kind}",
             allowed="one process, or DistributedDataParallel",
-            fix="Launch with DistributedDataParallel (no fsdp setting).",
+            fix="Launch with DistributedDataParallel (no fsdp setting, here or in the accelerate configuration).",
         )
     if args.parallel_mode == ParallelMode.DISTRIBUTED:
         _check_ddp(args)
+
+
+def _distributed_type() -> DistributedType:
+    """What accelerate made of arguments, environment and its own configuration file."""
+    return AcceleratorState().distributed_type
 
 
 def _check_ddp(args: TrainingArguments) -> None:
@@ -68,6 +76,26 @@ def _check_ddp(args: TrainingArguments) -> None:
             got="use_reentrant=True",
             fix='Set activation_checkpointing_kwargs={"use_reentrant": False}.',
         )
+
+
+def without_input_gradients(model: nn.Module, args: TrainingArguments) -> Callable[[], None]:
+    """Switch off that inputs require gradients, which activation checkpointing switches on; return how to undo it.
+
+    With it, every layer above the embeddings would be differentiated, frozen or not, and freezing would save
+    nothing. Only the reentrant kind of checkpointing needs it.
+    """
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not getattr(inner, "_require_grads_hooks", None):
+        return lambda: None
+    kwargs: Any = getattr(args, "activation_checkpointing_kwargs", None) or args.gradient_checkpointing_kwargs or {}
+    if kwargs.get("use_reentrant"):
+        raise UnsupportedSetupError(
+            "Reentrant activation checkpointing needs gradients at the inputs: frozen layers would save nothing.",
+            got="use_reentrant=True",
+            fix='Set activation_checkpointing_kwargs={"use_reentrant": False}, the default.',
+        )
+    inner.disable_input_require_grads()
+    return inner.enable_input_require_grads
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer | None, managed: Mapping[str, nn.Parameter]) -> None:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from hf_early_ood import names
-from hf_early_ood.callbacks.dynamics_log import DynamicsLog
-from hf_early_ood.callbacks.setups import check_launcher, check_optimizer, warn_about_loss_scale
-from hf_early_ood.callbacks.unfreezing_run import UnfreezingRun, check_same
-from hf_early_ood.errors import ConfigurationError, ResumeError
-from hf_early_ood.freezing import Freezer
+from hf_early_ood.callbacks.recording import RecordingCallback, check_counts
+from hf_early_ood.callbacks.setups import (
+    check_launcher,
+    check_optimizer,
+    warn_about_loss_scale,
+    without_input_gradients,
+)
+from hf_early_ood.callbacks.unfreezing_run import UnfreezingRun
+from hf_early_ood.errors import ConfigurationError
+from hf_early_ood.freezing import Freezer, frozen_by, thaw
 from hf_early_ood.layers import LayerGroups, check_layer_groups, find_layer_groups
 from hf_early_ood.probes.batches import ProbeSet
+from hf_early_ood.probes.likelihood import LABEL_CHOICES, check_choice
 from hf_early_ood.schedules import AUTO, Interval, UnfreezingSchedule
 from hf_early_ood.stabilization import Decision, StabilizationDetector
 
@@ -28,7 +34,7 @@ logger = logging.get_logger(__name__)
 SIGNALS = (names.FISHER_TRACE,)
 
 
-class GradualUnfreezingCallback(TrainerCallback, ExportableState):
+class GradualUnfreezingCallback(RecordingCallback):
     r"""Train the head first and release the other layer groups, one every k updates, in any ``Trainer``.
 
     Liu & Gurevych 2024 (arXiv 2403.15210). With ``interval="auto"`` the Fisher trace of the parameters that train,
@@ -54,13 +60,15 @@ class GradualUnfreezingCallback(TrainerCallback, ExportableState):
         tolerance: epsilon of the detector, relative change between measurements.
         transient: Updates the detector leaves out; "auto": the learning rate's warm-up.
         max_step: Update at which the decision falls at the latest (int, or float as a fraction of training);
-            "auto": the latest at which every group still gets k updates, all updates / number of stages.
+            "auto": all updates / number of layer groups, so that every group is released in time, or the first
+            update at which the signal can be judged, if that is later.
         probe_size: Number of probe examples, drawn once from the training set (or ``probe_dataset``).
         probe_batch_size: Probe examples per forward pass.
         probe_every: Updates between two measurements.
         probe_seed: Seed of the choice of examples and of the label draws, the same at every measurement.
         probe_labels: "sampled", "expected", "empirical" or "argmax"; see :func:`~hf_early_ood.fisher_trace`.
-        probe_dataset: Tokenized examples to measure on instead of the training set.
+        probe_dataset: Tokenized examples to measure on instead of the training set. Reading an example must not
+            change the data set: one that augments with a generator of its own would be moved on by it.
         self_check: Prove with one forward pass a stage that frozen layers cost no backward pass.
         dynamics_file: File in ``args.output_dir`` for the series; None writes none.
 
@@ -83,7 +91,7 @@ class GradualUnfreezingCallback(TrainerCallback, ExportableState):
         *,
         initial: Sequence[str] = ("head",),
         release: str = "interval",
-        schedule: str | None = None,
+        schedule: str | os.PathLike[str] | None = None,
         signal: str = names.FISHER_TRACE,
         window: int = 3,
         tolerance: float = 0.02,
@@ -98,12 +106,12 @@ class GradualUnfreezingCallback(TrainerCallback, ExportableState):
         self_check: bool = True,
         dynamics_file: str | None = names.DYNAMICS_FILE,
     ) -> None:
-        self.settings: dict[str, Any] = {
+        settings = {
             "interval": interval,
             "order": order if isinstance(order, str) else list(order),
             "initial": list(initial) if not isinstance(initial, str) else initial,
             "release": release,
-            "schedule": schedule,
+            "schedule": None if schedule is None else os.fspath(schedule),
             "signal": signal,
             "window": window,
             "tolerance": tolerance,
@@ -117,26 +125,20 @@ class GradualUnfreezingCallback(TrainerCallback, ExportableState):
             "self_check": self_check,
             "dynamics_file": dynamics_file,
         }
-        self._probe_dataset = probe_dataset
+        super().__init__(settings, probe_dataset)
         self._check_settings()
         self._run: UnfreezingRun | None = None
         self._is_training = False
-        self._report: Callable[[dict[str, float]], None] | None = None
+        self._input_gradients: Callable[[], None] = lambda: None
+        self.checks_loss_scale = True  # EarlyOODTrainer has a loss of its own
 
     def _check_settings(self) -> None:
         """Raise for whatever can be seen without a model."""
         s = self.settings
         if s["signal"] not in SIGNALS:
             raise ConfigurationError("Unknown signal.", got=s["signal"], allowed=", ".join(SIGNALS))
-        for key in ("probe_size", "probe_batch_size", "probe_every"):
-            if not isinstance(s[key], int) or isinstance(s[key], bool) or s[key] < 1:
-                raise ConfigurationError(f"{key} is not usable.", got=repr(s[key]), allowed="an integer >= 1")
-        if s["probe_size"] < s["probe_batch_size"]:
-            raise ConfigurationError(
-                "The probe set is smaller than a batch.",
-                got=f"probe_size={s['probe_size']}, probe_batch_size={s['probe_batch_size']}",
-                fix="Lower probe_batch_size or raise probe_size.",
-            )
+        check_counts(s, "probe_every")
+        check_choice("labels", s["probe_labels"], LABEL_CHOICES)
         self._make_detector(10**6, 0, 2)
         if s["schedule"] is None:
             # Everything but the group names, which need the model.
@@ -144,12 +146,8 @@ class GradualUnfreezingCallback(TrainerCallback, ExportableState):
             UnfreezingSchedule(
                 everything, interval=s["interval"], order=s["order"], initial=s["initial"], release=s["release"]
             )
-        elif not Path(s["schedule"]).is_file():
-            raise ConfigurationError(
-                "The schedule file does not exist.",
-                got=s["schedule"],
-                fix="Write one with: hf-early-ood schedule --model NAME --output FILE",
-            )
+        elif not Path(s["schedule"]).expanduser().is_file():
+            UnfreezingSchedule.load(s["schedule"], ())  # raises
 
     # What was decided and recorded, during training and after it.
 
@@ -169,11 +167,16 @@ class GradualUnfreezingCallback(TrainerCallback, ExportableState):
         return self._run.log.records if self._run else []
 
     @property
+    def probe_seconds(self) -> float:
+        """Seconds that measurements have taken in this process."""
+        return self._run.probe_seconds if self._run else 0.0
+
+    @property
     def stage(self) -> int:
         """The stage that trains now; 0 before training."""
         return self._run.stage if self._run else 0
 
-    def preview(self, model: nn.Module, total_updates: int) -> str:
+    def preview(self, model: nn.Module, total_updates: int, warmup: int = 0) -> str:
         """The stage table of a model, without training it.
 
         Raises:
@@ -182,9 +185,7 @@ class GradualUnfreezingCallback(TrainerCallback, ExportableState):
         groups = find_layer_groups(model).trainable()
         schedule = self._make_schedule(groups.names, total_updates)
         if not schedule.is_resolved:
-            _check_decision_falls_in_training(
-                self._make_detector(total_updates, 0, len(groups)).max_step, total_updates
-            )
+            self._check_decision(self._make_detector(total_updates, warmup, len(groups)), total_updates)
         warning = schedule.check_length(total_updates)
         notes = [f"Note: {note}" for note in (*groups.notes, *([warning] if warning else []))]
         return "\n".join([groups.table(), f"{total_updates} updates", schedule.to_yaml().rstrip(), *notes])
@@ -193,15 +194,18 @@ class GradualUnfreezingCallback(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Freeze: the optimizer and the wrappers exist and hold every layer by now."""
-        self.release_leftovers()
-        check_launcher(args)
         model, dataloader = kwargs["model"], kwargs["train_dataloader"]
+        self.release_leftovers(model, state)
+        check_launcher(args)
         groups = find_layer_groups(model).trainable()
-        freezer = Freezer({group.name: group.parameters for group in groups})
+        freezer = Freezer({group.name: group.parameters for group in groups}, model, owner=state)
         check_optimizer(kwargs["optimizer"], {name: p for g in freezer.managed.values() for name, p in g.items()})
-        warn_about_loss_scale(args, model)
+        if self.checks_loss_scale:
+            warn_about_loss_scale(args, model)
         for note in groups.notes:
             logger.warning(note)
+        # Checkpointing lets inputs require gradients, and with them everything above, frozen or not.
+        self._input_gradients = without_input_gradients(model, args)
         if self.settings["self_check"]:
             self._check_groups(model, groups, dataloader)
 
@@ -210,8 +214,8 @@ class GradualUnfreezingCallback(TrainerCallback, ExportableState):
         detector = self._make_detector(total, args.get_warmup_steps(total), len(groups))
         probe_set = None
         if not schedule.is_resolved:
-            _check_decision_falls_in_training(detector.max_step, total)
-            probe_set = self._make_probe_set(dataloader)
+            self._check_decision(detector, total)
+            probe_set = self._make_probe_set(model, dataloader)
         saved = self._saved(state)
         run = UnfreezingRun(groups, freezer, schedule, detector, probe_set, self._open_log(args, state))
         if saved is not None:
@@ -220,9 +224,7 @@ class GradualUnfreezingCallback(TrainerCallback, ExportableState):
         run.begin(total, state.global_step, self._emitter(state))
         if saved is None:
             self._measure(model, state)
-        # transformers looks the name up when it saves, also if the checkpoint was made without this callback.
-        stateful: Any = state.stateful_callbacks
-        stateful[type(self).__name__] = self.state()
+        self._announce(state)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Change the stage: no gradient exists at this point, so nothing stale can be applied."""
@@ -243,83 +245,83 @@ class GradualUnfreezingCallback(TrainerCallback, ExportableState):
                 f"Training ended after {state.global_step} updates, before the signal was stable or max_step was "
                 "reached: nothing was released."
             )
-        self.release_leftovers()
+        self._end()
+        super().on_train_end(args, state, control, **kwargs)
 
-    def release_leftovers(self) -> None:
-        """Give the user's flags back, at the end of training or after an attempt that had no end."""
+    def release_leftovers(self, model: nn.Module, state: TrainerState | None = None) -> None:
+        """Give the user's flags back after an attempt that had no end, also one of another Trainer.
+
+        Raises:
+            ConfigurationError: The model is being frozen by another callback of this very training.
+        """
+        self._end()
+        freezer = frozen_by(model)
+        if freezer is not None and state is not None and freezer.owner is state:
+            raise ConfigurationError(
+                "Two GradualUnfreezingCallbacks in one training.", fix="Pass one of them to the Trainer."
+            )
+        thaw(model)
+
+    def _end(self) -> None:
         if self._run and self._is_training:
             self._run.freezer.restore()
+            self._input_gradients()
         self._is_training = False
 
-    # What the checkpoint holds.
-
-    def state(self) -> dict[str, Any]:
-        """What transformers writes into ``trainer_state.json``."""
-        return {
-            "args": dict(self.settings),
-            "attributes": {"learned": self._run.learned() if self._run else None},
-        }
-
-    def _saved(self, state: TrainerState) -> dict[str, Any] | None:
-        """What the checkpoint brings; None for a new run."""
-        if state.global_step == 0:
-            return None
-        stateful: Any = state.stateful_callbacks
-        saved = stateful.get(type(self).__name__)
-        learned = saved["attributes"].get("learned") if isinstance(saved, dict) else None
-        if learned is None:
-            raise ResumeError(
-                "The checkpoint was made without GradualUnfreezingCallback: its updates trained every layer.",
-                got=f"a checkpoint at update {state.global_step}",
-                fix="Resume without the callback, or start anew with it.",
-            )
-        check_same("settings", _comparable(saved["args"]), _comparable(self.settings))
-        return learned
+    def learned(self) -> dict[str, Any] | None:
+        """What a checkpoint must hold; None before training."""
+        return self._run.learned() if self._run else None
 
     # How the parts are made.
 
     def _make_schedule(self, groups: tuple[str, ...], total_updates: int) -> UnfreezingSchedule:
         s = self.settings
         if s["schedule"] is not None:
-            schedule = UnfreezingSchedule.from_yaml(Path(s["schedule"]).read_text(encoding="utf-8"))
-            if schedule.groups != groups:
-                raise ConfigurationError(
-                    "The schedule file was made for another model.",
-                    got=list(schedule.groups),
-                    allowed=list(groups),
-                    fix="Write a new one with: hf-early-ood schedule --model NAME --output FILE",
-                )
+            schedule = UnfreezingSchedule.load(s["schedule"], groups)
         else:
             schedule = UnfreezingSchedule(
                 groups, interval=s["interval"], order=s["order"], initial=s["initial"], release=s["release"]
             )
         return schedule.resolve(total_updates=total_updates)
 
-    def _make_detector(self, total_updates: int, warmup: int, num_stages: int) -> StabilizationDetector:
+    def _make_detector(self, total_updates: int, warmup: int, num_groups: int) -> StabilizationDetector:
         s = self.settings
         transient, max_step = s["transient"], s["max_step"]
         if transient == AUTO:
             transient = warmup
         if max_step == AUTO:
-            max_step = max(1, total_updates // num_stages)
+            # Not before the signal can be judged at all.
+            max_step = max(total_updates // num_groups, self._first_chance(transient))
         elif isinstance(max_step, float) and 0.0 < max_step <= 1.0:
             max_step = max(1, math.floor(max_step * total_updates))
         return StabilizationDetector(s["window"], s["tolerance"], transient, max_step)
 
-    def _examples(self, dataloader: Any) -> Any:
-        return dataloader.dataset if self._probe_dataset is None else self._probe_dataset
+    def _first_chance(self, transient: int) -> int:
+        """The first update at which the detector can find the signal stable: window + 1 measurements are in."""
+        every = self.settings["probe_every"]
+        return every * (math.ceil(transient / every) + self.settings["window"])
 
-    def _make_probe_set(self, dataloader: Any) -> ProbeSet:
-        return ProbeSet.from_dataset(
-            self._examples(dataloader),
-            dataloader.collate_fn,
-            size=self.settings["probe_size"],
-            batch_size=self.settings["probe_batch_size"],
-            seed=self.settings["probe_seed"],
-        )
+    def _check_decision(self, detector: StabilizationDetector, total_updates: int) -> None:
+        """Refuse settings with which the signal could not decide, or with which the decision would be of no use."""
+        latest, first = detector.max_step or 0, self._first_chance(detector.transient)
+        every, window = self.settings["probe_every"], self.settings["window"]
+        if latest >= total_updates:
+            raise ConfigurationError(
+                "The decision could fall after the end of training: nothing would ever be released.",
+                got=f"max_step={latest}, training makes {total_updates} updates",
+                allowed=f"1 to {total_updates - 1}",
+                fix='Set max_step="auto", lower probe_every or window, or train longer.',
+            )
+        if latest < first:
+            raise ConfigurationError(
+                "The signal could not be judged before max_step: every decision would be the fallback.",
+                got=f"max_step={latest}, but with probe_every={every}, window={window} and "
+                f"transient={detector.transient} the first possible decision is at update {first}",
+                fix="Lower probe_every or window, raise max_step, or set a fixed interval.",
+            )
 
     def _check_groups(self, model: nn.Module, groups: LayerGroups, dataloader: Any) -> None:
-        examples = self._examples(dataloader)
+        examples = self._examples(model, dataloader)
         if not hasattr(examples, "__getitem__") or not hasattr(examples, "__len__"):
             logger.warning("The layer groups are not self-checked: the examples cannot be indexed.")
             return
@@ -328,37 +330,9 @@ class GradualUnfreezingCallback(TrainerCallback, ExportableState):
         device = next(model.parameters()).device
         check_layer_groups(model, {key: value.to(device) for key, value in batch.items()}, groups)
 
-    def _open_log(self, args: TrainingArguments, state: TrainerState) -> DynamicsLog:
-        name = self.settings["dynamics_file"]
-        return DynamicsLog(Path(str(args.output_dir)) / name if name and state.is_world_process_zero else None)
-
     # What happens in a run.
 
     def _measure(self, model: nn.Module, state: TrainerState) -> None:
         if self._run and self._run.is_watching:
             labels, seed = self.settings["probe_labels"], self.settings["probe_seed"]
             self._run.measure(model, state.global_step, state.max_steps, labels, seed, self._emitter(state))
-
-    def report_through(self, log: Callable[[dict[str, float]], None]) -> None:
-        """Log through ``Trainer.log`` (trackers included) instead of ``state.log_history`` only."""
-        self._report = log
-
-    def _emitter(self, state: TrainerState) -> Callable[[dict[str, float]], None]:
-        if self._report is not None:
-            return self._report
-        return lambda values: state.log_history.append({**values, "step": state.global_step})
-
-
-def _check_decision_falls_in_training(max_step: int | None, total_updates: int) -> None:
-    if max_step is None or max_step >= total_updates:
-        raise ConfigurationError(
-            "The decision could fall after the end of training: nothing would ever be released.",
-            got=f"max_step={max_step}, training makes {total_updates} updates",
-            allowed=f"1 to {total_updates - 1}",
-            fix='Set max_step="auto", lower it, or train longer.',
-        )
-
-
-def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings that change the training; where the series is written does not."""
-    return {key: value for key, value in settings.items() if key not in ("dynamics_file", "self_check")}

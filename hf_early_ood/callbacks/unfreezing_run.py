@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +11,8 @@ from transformers.utils import logging
 
 from hf_early_ood import names
 from hf_early_ood.callbacks.dynamics_log import DynamicsLog
-from hf_early_ood.callbacks.measuring import from_main_process, measure_fisher_trace
-from hf_early_ood.errors import ResumeError
+from hf_early_ood.callbacks.measuring import from_main_process, measure_in_training
+from hf_early_ood.callbacks.recording import Emit, check_same
 from hf_early_ood.freezing import Freezer
 from hf_early_ood.layers import LayerGroups
 from hf_early_ood.probes.batches import ProbeSet
@@ -21,8 +20,6 @@ from hf_early_ood.schedules import UnfreezingSchedule
 from hf_early_ood.stabilization import FALLBACK, Decision, StabilizationDetector
 
 logger = logging.get_logger(__name__)
-
-Emit = Callable[[dict[str, float]], None]
 
 
 @dataclass
@@ -39,6 +36,10 @@ class UnfreezingRun:
     probe_set: ProbeSet | None
     log: DynamicsLog
     stage: int = 0
+    probe_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.planned = self.schedule  # as it was before any decision
 
     @property
     def is_watching(self) -> bool:
@@ -71,13 +72,22 @@ class UnfreezingRun:
         """Take one measurement; it may be the one that decides."""
         if self.probe_set is None:
             return
-        trace = measure_fisher_trace(model, self.probe_set, self.groups, labels=labels, seed=seed)
+        trace = measure_in_training(
+            names.FISHER_TRACE,
+            model,
+            self.probe_set,
+            self.groups,
+            seed=seed,
+            settings={"labels": labels},
+            strict=step == 0,
+        )
+        self.probe_seconds += trace["seconds"]
         trainable = list(self.schedule.trainable_in(self.stage))
         record = from_main_process({"step": step, **trace, "trainable": trainable})
         self.log.append(record)
         value = math.nan if record["value"] is None else record["value"]
         if math.isfinite(value):
-            emit({names.LOG_FISHER_TRACE: value})
+            emit({f"{names.LOG_PROBE}/{names.FISHER_TRACE}": value})
         decision = self.detector.update(step, value)
         if decision is not None:
             self._decide(decision, total_updates, emit)
@@ -108,37 +118,20 @@ class UnfreezingRun:
             "records": list(self.log.records),
             "detector": self.detector.state_dict(),
             "probe_set": self.probe_set.fingerprint if self.probe_set else None,
-            "groups": list(self.groups.names),
+            "schedule": self.planned.to_dict(),
         }
 
     def restore(self, learned: dict[str, Any]) -> None:
         """Take up what a checkpoint holds.
 
         Raises:
-            ResumeError: The checkpoint was made with other layer groups, probe examples or detector settings.
+            ResumeError: The checkpoint was made with other layer groups or stages, another interval (also through
+                another length of training), other probe examples or other settings of the detector.
         """
-        check_same("layer groups", learned["groups"], list(self.groups.names))
+        check_same("schedule", learned["schedule"], self.planned.to_dict())
         if self.probe_set is not None:
             check_same("probe set", learned["probe_set"], self.probe_set.fingerprint)
-        self.detector.load_state_dict(learned["detector"])
+            self.detector.load_state_dict(learned["detector"])
         if self.detector.decision is not None:
             self.schedule = self.schedule.resolve(decided=self.detector.decision.step)
         self.log.replace(learned["records"])
-
-
-def check_same(what: str, saved: Any, ours: Any) -> None:
-    """Refuse to resume with something else than the checkpoint was made with.
-
-    Raises:
-        ResumeError: They differ; of two mappings, the keys that differ are named.
-    """
-    if saved == ours:
-        return
-    if isinstance(saved, dict) and isinstance(ours, dict):
-        differs = [key for key in ours if saved.get(key) != ours[key]]
-        saved, ours = {key: saved.get(key) for key in differs}, {key: ours[key] for key in differs}
-    raise ResumeError(
-        f"The checkpoint was made with other {what} of GradualUnfreezingCallback.",
-        got=f"{ours} now, {saved} in the checkpoint",
-        fix="Resume with what the checkpoint was made with, or start anew.",
-    )

@@ -79,7 +79,7 @@ class ProbeConfig:
 
     size: int = option("Examples in the fixed probe set.", 128, at_least=1)
     batch_size: int = option("Probe examples at a time.", 32, at_least=1)
-    every: int = option("Updates between two measurements.", 5, at_least=1)
+    every: int = option("Updates between two measurements.", 10, at_least=1)
     seed: int = option("Draws the probe set and the labels.", 0, at_least=0, below=_LARGEST_SEED)
     labels: Literal["sampled", "expected", "empirical", "argmax"] = option("Labels in the Fisher trace.", "sampled")
 

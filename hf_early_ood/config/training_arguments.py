@@ -26,9 +26,9 @@ RESERVED = {
     "do_eval": "Leave it out: the command decides",
     "do_predict": "Leave it out: the command decides",
     "local_rank": "Leave it out: the launcher decides",
-    "push_to_hub": "Use the command 'hf-early-ood publish' after the run",
-    "hub_token": "Use the command 'hf-early-ood publish' after the run",
-    "hub_model_id": "Use the command 'hf-early-ood publish' after the run",
+    "push_to_hub": "Upload the run's folder yourself: a run is not uploaded while it trains",
+    "hub_token": "Upload the run's folder yourself: a run is not uploaded while it trains",
+    "hub_model_id": "Upload the run's folder yourself: a run is not uploaded while it trains",
 }
 
 # Ranges that TrainingArguments itself does not check.
@@ -49,8 +49,9 @@ def training_fields() -> dict[str, Any]:
     """
     from transformers import TrainingArguments
 
+    hints = typing.get_type_hints(TrainingArguments)  # not field.type: HfArgumentParser writes into it
     return {
-        field.name: field.type
+        field.name: hints[field.name]
         for field in dataclasses.fields(TrainingArguments)
         if field.init and field.name not in RESERVED
     }

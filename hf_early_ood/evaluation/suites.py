@@ -23,8 +23,9 @@ from hf_early_ood.evaluation.statistics import (
     Summary,
     summarize_runs,
 )
-
-LABELS = "labels"
+from hf_early_ood.names import LABELS
+from hf_early_ood.results import EvaluationRecord, MetricValue, OODSummary, WorstSet
+from hf_early_ood.results import SplitEvaluation as SplitRecord
 
 Predict = Callable[[Dataset], FloatArray]
 """Data set -> logits (n, C), in the order of the data set."""
@@ -50,11 +51,6 @@ class SplitEvaluation:
     metrics: dict[str, Estimate]
     notes: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """All but the arrays, as plain dictionaries for JSON."""
-        metrics = {metric: estimate.to_dict() for metric, estimate in self.metrics.items()}
-        return {"n": self.n, "metrics": metrics, "notes": list(self.notes)}
-
 
 @dataclass(frozen=True, eq=False)
 class SuiteEvaluation:
@@ -75,13 +71,27 @@ class SuiteEvaluation:
         """Split -> (labels, predictions), for ``statistics.compare_arms``."""
         return {split: (evaluation.labels, evaluation.predictions) for split, evaluation in self.splits.items()}
 
-    def to_dict(self) -> dict[str, Any]:
-        """All but the arrays, as plain dictionaries for JSON."""
-        return {
-            "splits": {split: evaluation.to_dict() for split, evaluation in self.splits.items()},
-            "summaries": {metric: summary.to_dict() for metric, summary in self.summaries.items()},
-            "confidence": self.confidence,
+    def to_record(self, selected_by: str = "last update") -> EvaluationRecord:
+        """All but the arrays, in the form of the results file.
+
+        Args:
+            selected_by: What chose the weights that were judged. Never OOD data.
+        """
+        splits = {
+            split: SplitRecord(part.n, {name: _value(estimate) for name, estimate in part.metrics.items()}, part.notes)
+            for split, part in self.splits.items()
         }
+        ood = {}
+        for metric, summary in self.summaries.items():
+            mean, worst, gap = summary.ood_mean, summary.ood_worst, summary.gap
+            if mean is not None and worst is not None and summary.worst_set is not None:
+                lowest = WorstSet(summary.worst_set, worst.value, worst.low, worst.high)
+                ood[metric] = OODSummary(_value(mean), lowest, None if gap is None else _value(gap))
+        return EvaluationRecord(splits, ood, self.confidence, selected_by)
+
+
+def _value(estimate: Estimate) -> MetricValue:
+    return MetricValue(estimate.value, estimate.low, estimate.high)
 
 
 def evaluate_splits(

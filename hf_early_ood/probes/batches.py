@@ -97,7 +97,9 @@ class ProbeSet:
             np.random.seed(seed % 2**32)  # noqa: NPY002
             torch.default_generator.manual_seed(seed)
             # randperm of a 64-bit range does not depend on what was drawn before: it has its own generator.
-            chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:size].tolist()
+            chosen = torch.randperm(len(dataset), generator=torch.Generator("cpu").manual_seed(seed), device="cpu")[
+                :size
+            ].tolist()
             items = {index: dataset[index] for index in chosen}
             chosen.sort(key=lambda index: _length(items[index]))  # stable: ties stay in the order drawn
             starts = range(0, size, batch_size)
@@ -152,6 +154,19 @@ def num_rows(batch: Mapping[str, Tensor], index: int) -> int:
             allowed="the same leading dimension, 1 or more, for every tensor",
         )
     return rows
+
+
+def num_sequences(batch: Mapping[str, Tensor]) -> int:
+    """Number of sequences per example: the choices of multiple choice, ``input_ids`` (B, choices, T), else 1.
+
+    Models flatten them to (B * choices, T), one example after the other.
+
+    Example:
+        >>> num_sequences({"input_ids": torch.zeros(4, 2, 7)}), num_sequences({"input_ids": torch.zeros(4, 7)})
+        (2, 1)
+    """
+    ids = batch.get("input_ids")
+    return ids.shape[1] if ids is not None and ids.dim() == 3 else 1
 
 
 def _length(item: Any) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 from hf_early_ood.errors import ConfigurationError, ProbeError
 from hf_early_ood.freezing import requires_grad_set
 from hf_early_ood.layers import LayerGroups
-from hf_early_ood.probes.batches import num_rows
+from hf_early_ood.probes.batches import num_rows, num_sequences
 from hf_early_ood.probes.isolation import isolated
 from hf_early_ood.probes.likelihood import LABEL_CHOICES, Scorer, check_choice, likelihood_for
+from hf_early_ood.probes.memory import in_pieces
 from hf_early_ood.probes.reference import loop_norms
 from hf_early_ood.probes.survey import graph_reads, survey
 from hf_early_ood.probes.taps import Plan, Taps
@@ -42,17 +44,27 @@ def fisher_trace(
 
         tr F = E_x E_{y ~ p(.|x)} ||grad_w log p(y|x)||^2
 
-    The norm is taken per example and then averaged; the squared norm of an averaged gradient is another, much
-    smaller number (`hf_early_ood.probes.reference.squared_norm_of_mean_gradient`). The model is put in eval mode
-    for the measurement and left as it was, random states included.
+    The norm is taken per example and then averaged. The squared norm of an averaged gradient,
+    ||mean_x grad log p||^2, is another, much smaller number
+    (`hf_early_ood.probes.reference.squared_norm_of_mean_gradient`): gradients of different examples cancel in it.
+
+    log p(y|x) of an example is the *sum* over what is predicted for it: one class (sequence classification, multiple
+    choice), several yes or no (multi-label), K numbers with Gaussian noise of variance one (regression), start and
+    end of an answer, a class for each token. Which tokens count is said by the labels (not -100), or without labels
+    by the attention mask; causal models predict each token from the true ones before it. The losses of transformers
+    are means over tokens, over start and end, or over 2 ||y - f||^2 / K: their gradients differ by that factor.
+
+    The model is put in eval mode for the measurement and left as it was, random states included. Where there is no
+    memory for a batch, it is measured in halves.
 
     Args:
-        model: A sequence classification model of transformers, or PEFT around one; unwrapped, not DDP.
+        model: A model of transformers with a head for one of these tasks, or PEFT around one; unwrapped, not DDP.
         batches: A `ProbeSet`, or dictionaries of tensors whose leading dimension is the B examples.
-        labels: ``"sampled"``: one draw of y per example, from uniforms that depend on ``seed`` and the position
-            of the example only, so that measurements can be compared. ``"expected"``: the exact expectation over
-            the C classes, at C backward passes. ``"empirical"``: y from the data (then it is the empirical Fisher
-            trace). ``"argmax"``: the most likely y.
+        labels: ``"sampled"``: one draw of y per example, from uniforms that depend on ``seed``, the position of the
+            example and the number of the prediction in it only, and so not on batches or padding: measurements can
+            be compared. ``"expected"``: the exact expectation over y, at one backward pass for each class of each
+            prediction (for each output, in a regression); refused above 256 of them. ``"empirical"``: y from the
+            data (then it is the empirical Fisher trace). ``"argmax"``: the most likely y.
         parameters: ``"trainable"``: what requires a gradient now. ``"all"``: every parameter.
         estimator: ``"exact"``: per-example norms from layer inputs and output gradients; parameters that no rule
             covers are measured in a loop over examples. ``"auto"``: the same, but these few parameters are left to
@@ -69,9 +81,9 @@ def fisher_trace(
     Raises:
         ConfigurationError: An unknown choice, or no batch.
         DataError: A batch is not usable, or ``"empirical"`` without usable labels.
-        ProbeError: Nothing to measure, or examples that depend on each other.
-        NonFiniteError: A log-probability or a gradient is NaN or infinite.
-        UnsupportedModelError: A task other than single-label sequence classification.
+        ProbeError: Nothing to measure, examples that depend on each other, or no memory for one of them.
+        NonFiniteError: A prediction or a gradient is NaN or infinite.
+        UnsupportedModelError: A model without a known task.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -88,25 +100,22 @@ def fisher_trace(
         raise ConfigurationError("The number of sign draws is not usable.", got=num_draws, allowed="1 or more")
     scorer = Scorer(model, likelihood_for(model), labels)
     measured = Measured.of(model, parameters, groups)
-    label_draws = torch.Generator().manual_seed(seed)
+    label_draws = torch.Generator("cpu").manual_seed(seed)
     # Another stream than that of the labels: signs that go with the labels would bias the estimate.
-    sign_draws = torch.Generator().manual_seed(seed ^ 0x5EED51)
+    sign_draws = torch.Generator("cpu").manual_seed(seed ^ 0x5EED51)
     device = next(model.parameters()).device
     task: _Task | None = None
-    units = []
+    units: list[tuple[int, Tensor]] = []
     with isolated(model), torch.inference_mode(False), torch.enable_grad():
         for index, batch in enumerate(batches):
             rows = num_rows(batch, index)
             on_device = {key: value.to(device) for key, value in batch.items()}
             if task is None:
-                task = _Task.of(scorer, measured, estimator, on_device)
-            uniforms = torch.rand(rows, generator=label_draws, dtype=torch.float64)
-            table = task.per_example(on_device, uniforms, index, rows)
-            if task.signed:
-                signed = task.per_batch(on_device, uniforms, index, rows, sign_draws, num_draws)
-                units.append((rows, table.sum(0, keepdim=True) + signed))
-            else:
-                units.append((1, table))
+                task = _Task.of(scorer, measured, estimator, num_draws, on_device)
+            uniforms = torch.rand(rows, generator=label_draws, dtype=torch.float64, device="cpu")
+            measure = partial(task.units, on_device, uniforms, index, sign_draws)
+            for piece in in_pieces(measure, rows, f"probe batch {index}"):
+                units += piece
     return summarize(
         units,
         measured,
@@ -128,23 +137,38 @@ class _Task:
     looped: dict[str, nn.Parameter]
     signed: dict[str, nn.Parameter]
     fallbacks: dict[str, str]
+    num_draws: int
 
     @classmethod
-    def of(cls, scorer: Scorer, measured: Measured, estimator: str, batch: Mapping[str, Tensor]) -> _Task:
+    def of(
+        cls, scorer: Scorer, measured: Measured, estimator: str, num_draws: int, batch: Mapping[str, Tensor]
+    ) -> _Task:
         every, model = measured.parameters, dict(scorer.model.named_parameters())
         if estimator == "loop":
-            return cls(scorer, measured, model, None, every, {}, {})
+            return cls(scorer, measured, model, None, every, {}, {}, num_draws)
         if estimator == "rademacher":
-            return cls(scorer, measured, model, None, {}, every, {})
-        plan = survey(scorer.model, every, batch, scorer.log_probs)
+            return cls(scorer, measured, model, None, {}, every, {}, num_draws)
+        # As one piece: the survey takes two short examples, whatever the size of the batch.
+        (plan,) = in_pieces(lambda _: survey(scorer.model, every, batch, scorer.predictions), 1, "the first examples")
         left = {name: p for name, p in every.items() if name not in plan.covered | plan.unused}
         if estimator == "exact":
-            return cls(scorer, measured, model, plan, left, {}, dict.fromkeys(left, "loop"))
-        return cls(scorer, measured, model, plan, {}, left, dict.fromkeys(left, "rademacher"))
+            return cls(scorer, measured, model, plan, left, {}, dict.fromkeys(left, "loop"), num_draws)
+        return cls(scorer, measured, model, plan, {}, left, dict.fromkeys(left, "rademacher"), num_draws)
+
+    def units(
+        self, batch: Mapping[str, Tensor], uniforms: Tensor, index: int, sign_draws: torch.Generator, piece: slice
+    ) -> list[tuple[int, Tensor]]:
+        """What `summarize` takes, of some examples of a batch: one unit for each, or one for all if signs mix them."""
+        batch, uniforms = {key: value[piece] for key, value in batch.items()}, uniforms[piece]
+        rows = len(uniforms)
+        table = self.per_example(batch, uniforms, index, rows)
+        if not self.signed:
+            return [(1, table)]
+        return [(rows, table.sum(0, keepdim=True) + self.per_batch(batch, uniforms, index, sign_draws))]
 
     def per_example(self, batch: Mapping[str, Tensor], uniforms: Tensor, index: int, rows: int) -> Tensor:
         """Squared norms (B, G) of the tapped and of the looped parameters."""
-        table = torch.zeros(rows, len(self.measured.group_names), dtype=torch.float64)
+        table = self.measured.zeros(rows)
         if self.plan is not None and self.plan.covered:
             table += self._tapped(self.plan, batch, uniforms, index, rows)
         if self.looped:
@@ -154,11 +178,11 @@ class _Task:
 
     def _tapped(self, plan: Plan, batch: Mapping[str, Tensor], uniforms: Tensor, index: int, rows: int) -> Tensor:
         unused = {name: self.measured.parameters[name] for name in plan.unused}
-        table = torch.zeros(rows, len(self.measured.group_names), dtype=torch.float64)
+        table = self.measured.zeros(rows)
         # What the first example did not use keeps its flag, so that the graph tells whether another one does.
         with requires_grad_set(self.everything, unused):
-            with Taps(self.scorer.model, self.measured.parameters, plan, rows) as taps:
-                log_probs = self.scorer.log_probs(batch)
+            with Taps(self.scorer.model, self.measured.parameters, plan, rows, num_sequences(batch)) as taps:
+                log_probs = self.scorer.predictions(batch)
             used = graph_reads(log_probs, unused) if unused else None
             if used:
                 raise ProbeError(
@@ -173,25 +197,19 @@ class _Task:
         return table
 
     def per_batch(
-        self,
-        batch: Mapping[str, Tensor],
-        uniforms: Tensor,
-        index: int,
-        rows: int,
-        sign_draws: torch.Generator,
-        num_draws: int,
+        self, batch: Mapping[str, Tensor], uniforms: Tensor, index: int, sign_draws: torch.Generator
     ) -> Tensor:
         """Estimates (1, G) of the sum over examples, for the signed parameters: E_s ||sum_i s_i g_i||^2."""
-        table = torch.zeros(1, len(self.measured.group_names), dtype=torch.float64)
+        table = self.measured.zeros(1)
         with requires_grad_set(self.everything, self.signed):
-            log_probs = self.scorer.log_probs(batch)
+            log_probs = self.scorer.predictions(batch)
             scores = torch.stack(self.scorer.scores(log_probs, batch, uniforms, index))
-            for draw in range(1, num_draws + 1):
-                signs = torch.randint(2, scores.shape, generator=sign_draws).to(scores) * 2 - 1
+            for draw in range(1, self.num_draws + 1):
+                signs = torch.randint(2, scores.shape, generator=sign_draws, device="cpu").to(scores) * 2 - 1
                 gradients = torch.autograd.grad(
                     (signs * scores).sum(),
                     list(self.signed.values()),
-                    retain_graph=draw < num_draws,
+                    retain_graph=draw < self.num_draws,
                     allow_unused=True,
                 )
                 norms = {
@@ -199,5 +217,5 @@ class _Task:
                     for name, gradient in zip(self.signed, gradients, strict=True)
                     if gradient is not None
                 }
-                table += self.measured.add_up(norms, 1) / num_draws
+                table += self.measured.add_up(norms, 1) / self.num_draws
         return table

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hf_early_ood.errors import ProbeError
 from hf_early_ood.freezing import requires_grad_set
@@ -45,7 +45,8 @@ def isolated(model: nn.Module) -> Iterator[None]:
     Restored, also after an exception: train/eval flag of every module, ``requires_grad`` and ``.grad`` (the same
     tensors) of every parameter, buffers (values and identity), random states of python, numpy and torch. The
     weights are not copied; that they were left alone is checked by their version counters, which see every
-    in-place operation except those on ``.data``.
+    in-place operation except those on ``.data``. A measurement that must move the weights does so inside
+    `weights_kept`.
 
     Args:
         model: The model to be measured.
@@ -98,3 +99,37 @@ def isolated(model: nn.Module) -> Iterator[None]:
             allowed="reading parameters, and torch.autograd.grad",
             fix="Do not call .backward() or write to parameters inside a measurement.",
         )
+
+
+@contextmanager
+def weights_kept(parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[str, Tensor]]:
+    """Let a measurement overwrite weights inside the block, and put them back bit for bit after it.
+
+    The copies are made on entry, on the devices of the parameters, and dropped at the end. Write to
+    ``parameter.data`` only: its writes do not raise the version counter that `isolated` checks and that autograd
+    keeps for a graph that training may still want to go back through; both stay right, because the values do.
+
+    Args:
+        parameters: Name to parameter, of those that will be overwritten.
+
+    Yields:
+        Name to a copy of the weights, not to be changed.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> before, version = layer.bias.tolist(), layer.bias._version
+        >>> with weights_kept(dict(layer.named_parameters())) as original:
+        ...     _ = layer.bias.data.copy_(original["bias"]).add_(1)
+        ...     print(layer.bias.tolist() == before)
+        False
+        >>> layer.bias.tolist() == before, layer.bias._version == version
+        (True, True)
+    """
+    kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    try:
+        yield kept
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data.copy_(kept[name])
+        # Inside autocast, low-precision copies of the weights are cached until its end.
+        torch.clear_autocast_cache()

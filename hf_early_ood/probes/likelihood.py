@@ -1,140 +1,262 @@
-"""What a task predicts: log p(y|x), and the scores whose gradients the Fisher trace is made of.
+"""What a task predicts: p(y|x) of every kind of Hugging Face model that the measurements know.
 
-B examples, C classes. Supported: single-label sequence classification. A further task is a further class with
-``log_probs`` and ``scores``; the estimators only ever see the scores, one number per example.
+Sequence classification, regression, several labels at once, token classification, question answering, multiple
+choice, and causal, masked and sequence-to-sequence language models. A further task is a further class with
+``predictions`` and, if it chooses among classes, ``given``; the estimators only ever see the scores, one number per
+example, and other measurements the ``nll``.
+
+Notation: B examples, T positions, P predictions per example, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_early_ood.errors import ConfigurationError, DataError, NonFiniteError, UnsupportedModelError, did_you_mean
+from hf_early_ood.probes.outcomes import (
+    IGNORED,
+    LABEL_CHOICES,
+    LABEL_KEYS,
+    CategoricalLikelihood,
+    Likelihood,
+    RegressionLikelihood,
+    full_precision,
+    given_labels,
+    logits_of,
+    missing_labels,
+    sample_labels,
+    wrong_shape,
+)
 
-LABEL_CHOICES = ("sampled", "expected", "empirical", "argmax")
-LABEL_KEYS = ("labels", "label")
-_SUPPORTED = "*ForSequenceClassification with num_labels >= 2 and one label per example, also inside PEFT"
+__all__ = [
+    "LABEL_CHOICES",
+    "LABEL_KEYS",
+    "ClassificationLikelihood",
+    "Likelihood",
+    "MultiLabelLikelihood",
+    "QuestionAnsweringLikelihood",
+    "RegressionLikelihood",
+    "Scorer",
+    "TokenLikelihood",
+    "check_choice",
+    "likelihood_for",
+    "sample_labels",
+]
+
+_SUPPORTED = (
+    "models of transformers for sequence classification, regression, token classification, question answering, "
+    "multiple choice, and causal, masked or sequence-to-sequence language modeling, also inside PEFT"
+)
 
 
-@dataclass(frozen=True)
-class ClassificationLikelihood:
-    """p(y|x) of a sequence classifier with C classes.
+class ClassificationLikelihood(CategoricalLikelihood):
+    """One class per example: sequence classification, and multiple choice, where the classes are the choices.
 
-    Attributes:
-        num_labels: C.
+    ``predictions`` are (B, 1, C).
     """
 
-    num_labels: int
+    def predictions(self, outputs: Any) -> Tensor:
+        """Log-probabilities (B, 1, C) in float32 or better."""
+        return full_precision(logits_of(outputs)).log_softmax(-1)[:, None]
 
-    def log_probs(self, outputs: Any) -> Tensor:
-        """Log-probabilities (B, C) in float32 or better.
-
-        Args:
-            outputs: What the model returned: ``.logits`` (B, C), or a tuple that starts with them.
-        """
-        logits = outputs.logits if hasattr(outputs, "logits") else outputs[0]
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-
-    def scores(self, log_probs: Tensor, labels: str, given: Tensor | None, uniforms: Tensor) -> list[Tensor]:
-        r"""Scores a_k (B,) with sum_k ||grad a_k(x)||^2 = what one example adds to the Fisher trace.
-
-        One score, log p(y|x), for one label y. For ``expected``, C of them: sqrt(p(c|x)) log p(c|x) with the
-        square root held constant, so that the squared norms add up to the expectation over classes.
-
-        Args:
-            log_probs: (B, C).
-            labels: One of `LABEL_CHOICES`.
-            given: Class indices (B,) of the data; used by ``empirical`` only.
-            uniforms: (B,), float64, in [0, 1); used by ``sampled`` only.
-
-        Raises:
-            DataError: ``empirical`` without usable labels.
-        """
-        if labels == "expected":
-            weighted = log_probs.detach().mul(0.5).exp() * log_probs
-            return list(weighted.unbind(-1))
-        if labels == "sampled":
-            chosen = sample_labels(log_probs.detach(), uniforms)
-        elif labels == "argmax":
-            chosen = log_probs.detach().argmax(-1)
-        else:
-            chosen = self._checked(given, log_probs)
-        return [log_probs.gather(-1, chosen[:, None])[:, 0]]
-
-    def _checked(self, given: Tensor | None, log_probs: Tensor) -> Tensor:
-        expected = f"whole numbers from 0 to {self.num_labels - 1}, one per example"
+    def given(self, batch: Mapping[str, Tensor], log_probs: Tensor) -> Tensor | None:
+        """Class indices (B, 1)."""
+        given = given_labels(batch)
         if given is None:
-            raise DataError(
-                "Empirical labels were asked for, but the batch has none.",
-                allowed=f"a tensor named {' or '.join(LABEL_KEYS)}",
-                fix="Add labels to the probe data, or use labels='sampled'.",
-            )
+            return None
         if given.is_floating_point() or given.shape != log_probs.shape[:1]:
             raise DataError(
                 "The labels of the batch are not class indices.",
                 got=f"{given.dtype} of shape {tuple(given.shape)}",
-                allowed=expected,
+                allowed="whole numbers, one per example",
+                fix="For several labels per example, set config.problem_type='multi_label_classification'.",
             )
-        wrong = given[(given < 0) | (given >= self.num_labels)]
-        if wrong.numel():
+        return given[:, None]
+
+    def _required(self, given: Tensor | None, log_probs: Tensor) -> Tensor:
+        # There is one prediction, so an example without a label would be an example without a likelihood.
+        return super()._required(None if given is None else given.masked_fill(given == IGNORED, -1), log_probs)
+
+
+class MultiLabelLikelihood(CategoricalLikelihood):
+    """Every label is there or not, independently of the others: P labels with two classes each."""
+
+    def predictions(self, outputs: Any) -> Tensor:
+        """Log-probabilities (B, P, 2) of no and yes."""
+        logits = full_precision(logits_of(outputs))
+        return torch.stack([F.logsigmoid(-logits), F.logsigmoid(logits)], -1)
+
+    def given(self, batch: Mapping[str, Tensor], log_probs: Tensor) -> Tensor | None:
+        """Zeros and ones (B, P)."""
+        given = given_labels(batch)
+        if given is None:
+            return None
+        if given.shape != log_probs.shape[:2]:
+            raise wrong_shape(given, f"0 or 1 for each of {log_probs.shape[1]} labels")
+        if not bool(((given == 0) | (given == 1)).all()):
+            raise DataError("The labels of the batch are not all 0 or 1.", allowed="0 or 1 for every label")
+        return given.long()
+
+
+@dataclass(frozen=True)
+class TokenLikelihood(CategoricalLikelihood):
+    """One class per position: token classification and language models.
+
+    What is predicted: the positions with a label other than -100 where the batch has labels, else those that the
+    mask shows. A language model predicts each token given the true ones before it, also when labels are drawn.
+
+    Attributes:
+        mask: Key of the mask (B, T) that counts where there are no labels; None: labels are needed.
+        shifted: Position t predicts token t + 1, as a causal language model does.
+        decoder_inputs: Makes the inputs of the decoder from the labels, for an encoder-decoder.
+    """
+
+    mask: str | None = "attention_mask"
+    shifted: bool = False
+    decoder_inputs: Callable[[Tensor], Tensor] | None = None
+
+    def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Everything but the labels; with them go the inputs of a decoder that are made from them."""
+        inputs = super().inputs(batch)
+        if self.decoder_inputs is not None and "decoder_input_ids" not in inputs:
+            labels = given_labels(batch)
+            if labels is None:
+                raise missing_labels("labels or decoder_input_ids")
+            inputs["decoder_input_ids"] = self.decoder_inputs(labels)
+        return inputs
+
+    def predictions(self, outputs: Any) -> Tensor:
+        """Log-probabilities (B, T, C). Where they are shifted, the last position predicts nothing."""
+        return full_precision(logits_of(outputs)).log_softmax(-1)
+
+    def given(self, batch: Mapping[str, Tensor], log_probs: Tensor) -> Tensor | None:
+        """Labels (B, T), -100 where nothing is predicted."""
+        given = given_labels(batch)
+        return None if given is None else self._aligned(given, log_probs, IGNORED)
+
+    def predicted(self, given: Tensor | None, batch: Mapping[str, Tensor], log_probs: Tensor) -> Tensor:
+        """Where there is a label, or, without labels, a token; where they are shifted, only after another token.
+
+        So the first token of an example is not predicted, and neither is it behind left padding.
+        """
+        if given is None and self.mask is None:
             raise DataError(
-                "A label of the batch is not a class of the model.",
-                got=wrong[0].item(),
-                allowed=expected,
-                fix="Drop unlabeled examples (-100) from the probe data, or use labels='sampled'.",
+                "Only labels tell which positions a masked language model predicts, and the batch has none.",
+                allowed=f"a tensor named {' or '.join(LABEL_KEYS)} with -100 at all other positions",
+                fix="Collate the probe data with DataCollatorForLanguageModeling.",
             )
-        return given.to(log_probs.device, torch.long)
+        mask = batch.get(self.mask) if self.mask is not None else None
+        if mask is None or mask.dim() != 2:  # a mask of pairs of positions does not say which are tokens
+            mask = super().predicted(given, batch, log_probs)
+        mask = mask.to(log_probs.device).bool()
+        predicted = self._aligned(mask, log_probs, 0) if given is None else given != IGNORED
+        return predicted & mask if self.shifted else predicted
+
+    def _aligned(self, values: Tensor, log_probs: Tensor, nothing: int) -> Tensor:
+        """(B, T): what each position predicts, ``nothing`` at the last one where they are shifted."""
+        if values.is_floating_point() or values.shape != log_probs.shape[:2]:
+            raise wrong_shape(values, "whole numbers, one per position of the input")
+        return (F.pad(values[:, 1:], (0, 1), value=nothing) if self.shifted else values).to(log_probs.device)
 
 
-def likelihood_for(model: nn.Module) -> ClassificationLikelihood:
+class QuestionAnsweringLikelihood(CategoricalLikelihood):
+    """Where an answer starts and where it ends: two choices among the T positions.
+
+    The positions are all those of the batch, padding included, as in the model's own loss; so is the rule that a
+    given position outside of the input does not count.
+    """
+
+    def predictions(self, outputs: Any) -> Tensor:
+        """Log-probabilities (B, 2, T) of start and end."""
+        if hasattr(outputs, "keys") and "start_logits" not in outputs:
+            raise UnsupportedModelError(
+                "The model does not return start and end logits.",
+                got=f"{type(outputs).__name__} with {', '.join(outputs.keys())}",
+                allowed="start_logits and end_logits over all positions",
+            )
+        start, end = (outputs.start_logits, outputs.end_logits) if hasattr(outputs, "start_logits") else outputs[:2]
+        return full_precision(torch.stack([start, end], 1)).log_softmax(-1)
+
+    def given(self, batch: Mapping[str, Tensor], log_probs: Tensor) -> Tensor | None:
+        """Positions (B, 2), -100 where they are outside of the input."""
+        if "start_positions" not in batch or "end_positions" not in batch:
+            return None
+        pair = batch["start_positions"], batch["end_positions"]
+        if any(p.is_floating_point() or p.numel() != len(log_probs) for p in pair):
+            raise wrong_shape(pair[0], "whole numbers, one start and one end per example")
+        given = torch.stack([p.reshape(-1) for p in pair], 1)
+        return given.masked_fill(given >= log_probs.shape[-1], IGNORED)
+
+    def _required(self, given: Tensor | None, log_probs: Tensor) -> Tensor:
+        if given is None:
+            raise missing_labels("start_positions and one named end_positions")
+        return super()._required(given, log_probs)
+
+
+def likelihood_for(model: nn.Module) -> Likelihood:
     """The likelihood of the task that a model was built for.
 
     Args:
-        model: A ``*ForSequenceClassification`` model of transformers, or PEFT around one.
+        model: A model of transformers with a head, or PEFT around one.
 
     Raises:
-        UnsupportedModelError: Another task, regression, multi-label, or a data-parallel wrapper.
-    """
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    kind = type(base).__name__
-    if not any(cls.__name__.endswith("ForSequenceClassification") for cls in type(base).__mro__):
-        wrapped = getattr(base, "module", getattr(base, "_orig_mod", None))
-        raise UnsupportedModelError(
-            "The log-likelihood of this model is not known.",
-            got=kind,
-            allowed=_SUPPORTED,
-            fix=f"Pass the {type(wrapped).__name__} inside it." if isinstance(wrapped, nn.Module) else None,
-        )
-    problem = getattr(base.config, "problem_type", None)
-    if base.config.num_labels < 2 or problem not in (None, "single_label_classification"):
-        raise UnsupportedModelError(
-            "Regression and multi-label models are not supported.",
-            got=f"{kind} with num_labels={base.config.num_labels}, problem_type={problem}",
-            allowed=_SUPPORTED,
-        )
-    return ClassificationLikelihood(num_labels=base.config.num_labels)
-
-
-def sample_labels(log_probs: Tensor, uniforms: Tensor) -> Tensor:
-    """Labels (B,) drawn from p by the inverse of its distribution function: y = min{c : F(c) > u}.
-
-    Args:
-        log_probs: (B, C).
-        uniforms: (B,), in [0, 1).
+        UnsupportedModelError: An unknown task, or a data-parallel wrapper.
 
     Example:
-        >>> p = torch.tensor([[0.25, 0.75], [0.25, 0.75]])
-        >>> sample_labels(p.log(), torch.tensor([0.2, 0.3])).tolist()
-        [0, 1]
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, num_labels=1)
+        >>> type(likelihood_for(BertForSequenceClassification(config))).__name__
+        'RegressionLikelihood'
     """
-    # float64 on the CPU: the same draw on every device, as long as the probabilities agree.
-    cumulated = log_probs.detach().cpu().double().exp().cumsum(-1)
-    below = cumulated <= uniforms.cpu().double()[:, None] * cumulated[:, -1:]
-    return below.sum(-1).clamp(max=log_probs.shape[-1] - 1).to(log_probs.device)
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    names = [cls.__name__ for cls in type(base).__mro__]
+
+    def is_for(*endings: str) -> bool:
+        return any(name.endswith(endings) for name in names)
+
+    if is_for("ForSequenceClassification"):
+        return _for_sequences(base)
+    if is_for("ForMultipleChoice"):
+        return ClassificationLikelihood()
+    if is_for("ForTokenClassification"):
+        return TokenLikelihood()
+    if is_for("ForQuestionAnswering", "ForQuestionAnsweringSimple"):
+        return QuestionAnsweringLikelihood()
+    if is_for("ForMaskedLM", "WithLMHeadModel"):
+        return TokenLikelihood(mask=None)
+    if is_for("ForCausalLM", "LMHeadModel"):
+        return TokenLikelihood(shifted=True)
+    if is_for("ForConditionalGeneration") and hasattr(base, "prepare_decoder_input_ids_from_labels"):
+        return TokenLikelihood("decoder_attention_mask", decoder_inputs=base.prepare_decoder_input_ids_from_labels)
+    wrapped = getattr(base, "module", getattr(base, "_orig_mod", None))
+    raise UnsupportedModelError(
+        "The log-likelihood of this model is not known.",
+        got=type(base).__name__,
+        allowed=_SUPPORTED,
+        fix=f"Pass the {type(wrapped).__name__} inside it." if isinstance(wrapped, nn.Module) else None,
+    )
+
+
+def _for_sequences(model: Any) -> Likelihood:
+    """By the rule of transformers: what the config says, else regression for one label."""
+    problem = getattr(model.config, "problem_type", None)
+    if problem == "regression" or (problem is None and model.config.num_labels == 1):
+        return RegressionLikelihood()
+    if problem == "multi_label_classification":
+        return MultiLabelLikelihood()
+    if model.config.num_labels < 2:
+        raise UnsupportedModelError(
+            "A classifier with one class predicts nothing.",
+            got=f"{type(model).__name__} with num_labels={model.config.num_labels}, problem_type={problem}",
+            allowed="num_labels >= 2, or problem_type='regression'",
+        )
+    return ClassificationLikelihood()
 
 
 @dataclass(frozen=True)
@@ -148,30 +270,26 @@ class Scorer:
     """
 
     model: nn.Module
-    likelihood: ClassificationLikelihood
+    likelihood: Likelihood
     labels: str
 
-    def log_probs(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Log-probabilities (B, C); the labels of the batch are not shown to the model.
+    def predictions(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """What describes p(.|x), (B, ...); the labels of the batch are not shown to the model."""
+        return self.likelihood.predictions(self.model(**self.likelihood.inputs(batch)))
 
-        A model that sees labels would compute a loss for nothing and note the kind of problem in its config.
-        """
-        return self.likelihood.log_probs(self.model(**{k: v for k, v in batch.items() if k not in LABEL_KEYS}))
-
-    def scores(self, log_probs: Tensor, batch: Mapping[str, Tensor], uniforms: Tensor, index: int) -> list[Tensor]:
+    def scores(self, predictions: Tensor, batch: Mapping[str, Tensor], uniforms: Tensor, index: int) -> list[Tensor]:
         """Scores of the examples of batch ``index``.
 
         Raises:
-            NonFiniteError: A log-probability is not finite.
+            NonFiniteError: A prediction is not finite.
         """
-        if not bool(torch.isfinite(log_probs).all()):
+        if not bool(torch.isfinite(predictions.detach().sum())):  # one pass over what may be a large vocabulary
             raise NonFiniteError(
-                f"The log-probabilities of probe batch {index} are not finite.",
-                got=f"{int((~torch.isfinite(log_probs)).sum())} of {log_probs.numel()} values",
+                f"The predictions for probe batch {index} are not finite.",
+                got=f"{int((~torch.isfinite(predictions)).sum())} of {predictions.numel()} values",
                 fix="The model has diverged or its inputs are broken: look at the loss and the learning rate.",
             )
-        given = next((batch[key] for key in LABEL_KEYS if key in batch), None)
-        return self.likelihood.scores(log_probs, self.labels, given, uniforms)
+        return self.likelihood.scores(predictions, batch, self.labels, uniforms)
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

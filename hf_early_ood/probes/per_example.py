@@ -10,7 +10,9 @@ Where T is large it is cheaper to form x^T g, one example at a time.
 
 A *factor* is what one use of a parameter adds to its gradient. Uses of one parameter, by a block that is called
 several times or by layers that share it, are joined along T (or summed) before the norm is taken: that is where
-the cross terms come from. Notation: B examples, T positions, D, E widths, V rows of a table.
+the cross terms come from. A table whose rows are read by id and which is also the weight of a linear layer, as in a
+language model with a tied head, has the cross term 2 sum_{t,s} <r_t, x_s> g_s[id_t], with r_t the gradient of the
+row that position t reads. Notation: B examples, T positions, D, E widths, V rows of a table.
 """
 
 from __future__ import annotations
@@ -85,7 +87,9 @@ class InnerProducts:
 
 
 def squared_norms(factors: Sequence[Factor], cache: InnerProducts) -> Tensor:
-    """Squared norm (B,) of the sum of factors of one parameter, all of one kind.
+    """Squared norm (B,) of the sum of factors of one parameter: of one kind, or `Outer` and `Rows` together.
+
+    In the latter case the parameter is a (V, D) weight whose linear layer has V outputs.
 
     Example:
         >>> x, g = torch.randn(2, 3, 4), torch.randn(2, 3, 5)
@@ -96,17 +100,24 @@ def squared_norms(factors: Sequence[Factor], cache: InnerProducts) -> Tensor:
     outers = [factor for factor in factors if isinstance(factor, Outer)]
     rows = [factor for factor in factors if isinstance(factor, Rows)]
     vectors = [factor for factor in factors if isinstance(factor, Vector)]
-    if len(outers) == len(factors):
-        joined = outers[0]
-        if len(outers) > 1:
-            x = torch.cat([f.x for f in outers], 1)
-            joined = Outer(x, torch.cat([f.g for f in outers], 1), x)
-        return _outer_norms(joined, cache)
-    if len(rows) == len(factors):
-        return _row_norms(torch.cat([f.ids for f in rows], 1), torch.cat([f.g for f in rows], 1))
     if len(vectors) == len(factors):
         return torch.stack([f.value for f in vectors]).sum(0).square().sum(-1)
-    raise TypeError("factors of different kinds")  # kinds_agree keeps such parameters out
+    if vectors:
+        raise TypeError("factors of different kinds")  # can_be_joined keeps such parameters out
+    if not rows:
+        return _outer_norms(_joined_outer(outers), cache).clamp(min=0)  # inner products round to either side of zero
+    table = Rows(torch.cat([f.ids for f in rows], 1), torch.cat([f.g for f in rows], 1))
+    if not outers:
+        return _row_norms(table)
+    outer = _joined_outer(outers)
+    return (_outer_norms(outer, cache) + _row_norms(table) + 2 * _tied_products(outer, table)).clamp(min=0)
+
+
+def _joined_outer(outers: Sequence[Outer]) -> Outer:
+    if len(outers) == 1:
+        return outers[0]
+    x = torch.cat([f.x for f in outers], 1)
+    return Outer(x, torch.cat([f.g for f in outers], 1), x)
 
 
 def _outer_norms(factor: Outer, cache: InnerProducts) -> Tensor:
@@ -121,8 +132,15 @@ def _outer_norms(factor: Outer, cache: InnerProducts) -> Tensor:
     return torch.cat([(x[chunk].mT @ g[chunk]).square().sum((1, 2)) for chunk in chunks])
 
 
-def _row_norms(ids: Tensor, g: Tensor) -> Tensor:
+def _tied_products(outer: Outer, rows: Rows) -> Tensor:
+    """Inner products (B,) of the two gradients of a tied table: sum_{t,s} <r_t, x_s> g_s[id_t]."""
+    read = rows.ids[:, None].expand(-1, outer.g.shape[1], -1)
+    return (outer.x @ rows.g.mT * outer.g.gather(2, read)).sum((1, 2))
+
+
+def _row_norms(rows: Rows) -> Tensor:
     """Sum the gradients that meet in one row of one example, then take norms."""
+    ids, g = rows.ids, rows.g
     span = int(ids.max()) + 1
     keys = ids + span * torch.arange(len(ids), device=ids.device)[:, None]
     unique, place = keys.flatten().unique(return_inverse=True)

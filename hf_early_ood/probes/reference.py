@@ -38,10 +38,10 @@ def loop_norms(
         Parameter name to squared norms (B,), float64.
     """
     rows = num_rows(batch, index)
-    norms = {name: torch.zeros(rows, dtype=torch.float64) for name in parameters}
+    norms = {name: torch.zeros(rows, dtype=torch.float64, device="cpu") for name in parameters}
     for i in range(rows):
         one = {key: value[i : i + 1] for key, value in batch.items()}
-        log_probs = scorer.log_probs(one)
+        log_probs = scorer.predictions(one)
         for score in scorer.scores(log_probs, one, uniforms[i : i + 1], index):
             if not score.requires_grad:
                 continue  # the outcome depends on none of the parameters
@@ -71,13 +71,13 @@ def fisher_trace_loop(
     """
     scorer = Scorer(model, likelihood_for(model), labels)
     measured = Measured.of(model, parameters, groups)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     device = next(model.parameters()).device
     units = []
     with isolated(model), torch.enable_grad(), requires_grad_set(dict(model.named_parameters()), measured.parameters):
         for index, batch in enumerate(batches):
             rows = num_rows(batch, index)
-            uniforms = torch.rand(rows, generator=generator, dtype=torch.float64)
+            uniforms = torch.rand(rows, generator=generator, dtype=torch.float64, device="cpu")
             on_device = {key: value.to(device) for key, value in batch.items()}
             norms = loop_norms(scorer, on_device, uniforms, measured.parameters, index)
             units.append((1, measured.add_up(norms, rows)))
@@ -104,8 +104,9 @@ def squared_norm_of_mean_gradient(
     """
     scorer = Scorer(model, likelihood_for(model), labels)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    uniforms = torch.rand(num_rows(batch, 0), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    uniforms = torch.rand(num_rows(batch, 0), generator=generator, dtype=torch.float64, device="cpu")
     with isolated(model), torch.enable_grad():
-        (score,) = scorer.scores(scorer.log_probs(batch), batch, uniforms, 0)
+        (score,) = scorer.scores(scorer.predictions(batch), batch, uniforms, 0)
         gradients = torch.autograd.grad(score.mean(), parameters, allow_unused=True)
     return sum(float(gradient.square().sum()) for gradient in gradients if gradient is not None)

@@ -3,7 +3,7 @@
 Shapes alone would not say which dimension of a tensor holds the examples: T may equal B. And a tap may miss a use
 of a parameter, or a model may let examples influence each other. All of this is found out before measuring.
 
-Notation: B examples, T positions, C classes.
+Notation: B examples, T positions.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from hf_early_ood.errors import ProbeError
 from hf_early_ood.freezing import requires_grad_set
+from hf_early_ood.probes.batches import num_sequences
 from hf_early_ood.probes.taps import Layout, Plan, Site, Taps, Watch
-from hf_early_ood.probes.uses import Split, Use, elementwise_uses, is_elementwise
+from hf_early_ood.probes.uses import Split, Use, can_be_joined, elementwise_uses, is_elementwise
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # between a batch of one and of two; 0.1 below float32
 _FEW = 16  # positions
@@ -35,7 +36,7 @@ class _Census(Watch):
         self.elementwise: set[nn.Module] = set()
 
     def met(self, site: Site, uses: dict[str, Use], output: Tensor) -> Tensor:
-        self.outputs[site] = output.detach()
+        self.outputs[site] = output.detach().clone()  # the model may write into it
         for name, use in uses.items():
             self.kinds[name].add(use.kind)
             self.calls[name] += 1
@@ -64,9 +65,15 @@ class _Rehearse(Taps):
     """Learn the layouts on two examples; check that the gradient of one leaves the other's entries at zero."""
 
     def __init__(
-        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], plan: Plan, census: _Census, broadcast: bool
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        plan: Plan,
+        census: _Census,
+        sequences: int,
+        broadcast: bool,
     ) -> None:
-        super().__init__(model, parameters, plan, rows=2)
+        super().__init__(model, parameters, plan, rows=2, sequences=sequences)
         self.found = _Rehearsal()
         self._single = census.outputs
         self._may_broadcast = broadcast
@@ -90,7 +97,7 @@ def survey(
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
     batch: Mapping[str, Tensor],
-    log_probs: Callable[[Mapping[str, Tensor]], Tensor],
+    predictions: Callable[[Mapping[str, Tensor]], Tensor],
 ) -> Plan:
     """Learn which of the parameters the taps can measure, from one and from two examples.
 
@@ -101,7 +108,7 @@ def survey(
         model: The model, in eval mode.
         parameters: Parameters to measure, by name.
         batch: The first probe batch; its two shortest examples are used.
-        log_probs: Forward pass: batch -> (B, C).
+        predictions: Forward pass: batch -> (B, ...).
 
     Raises:
         ProbeError: The outcome for one example changes with the others in its batch.
@@ -111,10 +118,10 @@ def survey(
     one = {key: value[:1] for key, value in two.items()}
     census = _Census(model, parameters)
     with requires_grad_set(every, parameters), census:
-        alone = log_probs(one)
+        alone = predictions(one)
     reads = graph_reads(alone, parameters)
     alone = alone.detach()
-    seen = {name for name in parameters if reads[name] and len(census.kinds[name]) == 1}
+    seen = {name for name in parameters if reads[name] and can_be_joined(census.kinds[name])}
     plan = Plan(
         covered=frozenset(seen),
         unused=frozenset(name for name in parameters if not reads[name]),
@@ -122,7 +129,7 @@ def survey(
         calls=census.calls,
         elementwise=frozenset(census.elementwise),
     )
-    found = _rehearse(model, parameters, plan, census, two, log_probs, alone)
+    found = _rehearse(model, parameters, plan, census, two, predictions, alone)
     # Fewer gradients than reads: a use was not seen, or its tap fell out of the graph.
     covered = frozenset(n for n in seen - found.unfit if found.arrived[n] >= reads[n])
     return Plan(covered, plan.unused, found.layouts, plan.calls, plan.elementwise)
@@ -134,18 +141,20 @@ def _two_short_examples(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     A survey is about structure, so it can be had for little; a few positions are kept for models that need them.
     """
     mask = batch.get("attention_mask")
-    if mask is None or mask.dim() != 2:
-        rows, columns, length = [0, 1], slice(None), -1
+    if mask is None or mask.dim() not in (2, 3):
+        rows, columns, shape = [0, 1], slice(None), None
     else:
-        rows = mask.sum(1).argsort(stable=True)[:2].tolist()
+        shape = mask.shape[1:]
+        mask = mask.bool() if mask.dim() == 2 else mask.bool().any(1)
         length = mask.shape[1]
+        rows = mask.sum(1).argsort(stable=True)[:2].tolist()
         used = mask[rows].any(0).nonzero().flatten().tolist() or [0]
         start = max(0, min(used[0], length - _FEW))
         columns = slice(start, max(used[-1] + 1, start + _FEW))
     if len(next(iter(batch.values()))) == 1:
         rows = [0, 0]
     chosen = {key: value[rows] for key, value in batch.items()}
-    return {k: v[:, columns] if v.dim() == 2 and v.shape[1] == length else v for k, v in chosen.items()}
+    return {k: v[..., columns] if v.shape[1:] == shape else v for k, v in chosen.items()}
 
 
 def graph_reads(outcome: Tensor, parameters: Mapping[str, nn.Parameter]) -> Counter[str]:
@@ -180,16 +189,16 @@ def _rehearse(
     plan: Plan,
     census: _Census,
     two: Mapping[str, Tensor],
-    log_probs: Callable[[Mapping[str, Tensor]], Tensor],
+    predictions: Callable[[Mapping[str, Tensor]], Tensor],
     alone: Tensor,
 ) -> _Rehearsal:
     """Two examples, first with broadcast outputs expanded, then, where the model does not take that, without."""
     tolerance = max((_TOLERANCE.get(output.dtype, 0.1) for output in census.outputs.values()), default=1e-3)
     for broadcast in (True, False):
-        taps = _Rehearse(model, parameters, plan, census, broadcast)
+        taps = _Rehearse(model, parameters, plan, census, num_sequences(two), broadcast)
         try:
             with requires_grad_set(dict(model.named_parameters()), ()), taps:
-                together = log_probs(two)
+                together = predictions(two)
         except RuntimeError:
             if not taps.found.broadcast:
                 raise
@@ -206,9 +215,16 @@ def _rehearse(
             break
     raise ProbeError(
         "The outcome for an example depends on the other examples of its batch.",
-        got=f"log-probabilities {alone[0].tolist()} alone, {together[0].tolist()} next to another example",
+        got=_difference(alone, together),
         fix="Use estimator='loop', which measures one example at a time.",
     )
+
+
+def _difference(alone: Tensor, together: Tensor) -> str:
+    if together.shape[1:] != alone.shape[1:]:
+        return f"predictions of shape {tuple(alone.shape[1:])} alone, {tuple(together.shape[1:])} next to another one"
+    change = float((together[0].detach() - alone[0]).abs().max())
+    return f"predictions that change by {change:.3g} next to another example"
 
 
 def _compared(single: Tensor | None, double: Tensor, may_broadcast: bool) -> Layout | None:

@@ -33,16 +33,16 @@ class Layout:
 
     Attributes:
         dim: The dimension. It may hold more than the examples, (B * T), as long as the examples come first.
-        broadcast: The output has one leading entry for all examples, and is expanded to B of them.
+        broadcast: The output has one leading entry for all sequences, and is expanded to one for each.
     """
 
     dim: int = 0
     broadcast: bool = False
 
-    def split(self, rows: int, tensor: Tensor) -> Tensor:
-        """Bring the examples to the front: (..., D) -> (B, T, D)."""
+    def split(self, rows: int, sequences: int, tensor: Tensor) -> Tensor:
+        """Bring the examples to the front: (..., D) -> (B, T, D), the sequences of an example one after the other."""
         if self.broadcast and tensor.shape[0] == 1:
-            tensor = tensor.expand(rows, *tensor.shape[1:])
+            tensor = tensor.expand(rows * sequences, *tensor.shape[1:])
         return tensor.detach().movedim(self.dim, 0).reshape(rows, -1, tensor.shape[-1])
 
 
@@ -142,16 +142,25 @@ class Taps(Watch):
         parameters: The measured parameters by name: those of the survey.
         plan: What the survey found.
         rows: B, number of examples in the batch.
+        sequences: Sequences per example; more than one for multiple choice only.
 
     Attributes:
         anchors: The tensors to differentiate with respect to, after the forward pass.
     """
 
-    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter], plan: Plan, rows: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        plan: Plan,
+        rows: int,
+        sequences: int = 1,
+    ) -> None:
         super().__init__(model, parameters)
         self.anchors: list[Tensor] = []
         self._plan = plan
         self._rows = rows
+        self._sequences = sequences
         self._cache = InnerProducts()
         self._pending: dict[str, list[Factor]] = defaultdict(list)
         self._norms: dict[str, Tensor] = {}
@@ -165,12 +174,12 @@ class Taps(Watch):
         if layout is None:
             return output
         if layout.broadcast:
-            output = output.expand(self._rows, *output.shape[1:])
+            output = output.expand(self._rows * self._sequences, *output.shape[1:])
         if output.grad_fn is None:
             anchor = output.detach().requires_grad_()
             self.anchors.append(anchor)
             output = anchor.clone()  # the model may write into its activations, but not into a leaf
-        output.register_hook(partial(self._arrived, site, wanted, partial(layout.split, self._rows)))
+        output.register_hook(partial(self._arrived, site, wanted, partial(layout.split, self._rows, self._sequences)))
         return output
 
     def module_uses(self, module: nn.Module, x: Tensor, output: Tensor) -> list[Use]:

@@ -89,11 +89,18 @@ class Measured:
         names = tuple(name for name in groups.names if name in set(owner.values()))
         return cls(measured, {name: names.index(group) for name, group in owner.items()}, names)
 
+    def zeros(self, rows: int) -> Tensor:
+        """(B, G) zeros, float64, on the CPU."""
+        return torch.zeros(rows, len(self.group_names), dtype=torch.float64, device="cpu")
+
     def add_up(self, norms: Mapping[str, Tensor], rows: int) -> Tensor:
         """Squared norms (B,) by parameter name -> (B, G) float64 on the CPU."""
-        table = torch.zeros(rows, len(self.group_names), dtype=torch.float64)
-        for name, values in norms.items():
-            table[:, self.columns[name]] += values.detach().cpu().double()
+        table = self.zeros(rows)
+        if norms:
+            # One transfer for all of them: each would make an accelerator wait.
+            device = next(iter(norms.values())).device
+            values = torch.stack([value.detach().to(device) for value in norms.values()], 1).cpu().double()
+            table.index_add_(1, torch.tensor([self.columns[name] for name in norms], device="cpu"), values)
         return table
 
 
@@ -127,7 +134,7 @@ def summarize(
     if not pairs:
         raise ConfigurationError("There is no batch to measure on.", got="an empty iterable", fix="Pass a ProbeSet.")
     sums = torch.cat([table for _, table in pairs])
-    sizes = torch.cat([torch.full((len(table),), float(n), dtype=torch.float64) for n, table in pairs])
+    sizes = torch.cat([table.new_full((len(table),), float(n)) for n, table in pairs])
     if not bool(torch.isfinite(sums).all()):
         raise NonFiniteError(
             "A squared gradient norm is not finite.",

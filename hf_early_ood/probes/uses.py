@@ -10,7 +10,7 @@ Notation: B examples, T positions, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,13 +31,23 @@ class Use:
 
     Attributes:
         parameter: The parameter.
-        kind: Uses of different kinds cannot be joined.
+        kind: What the gradient is made of; see `can_be_joined`.
         factor: Makes the factor from the split and the output gradient (B, T, D), in float32 or float64.
     """
 
     parameter: Tensor
     kind: str
     factor: Callable[[Split, Tensor], Factor]
+
+
+def can_be_joined(kinds: Collection[str]) -> bool:
+    """Whether the uses of one parameter add up to a gradient whose norm is known: one kind, or a tied table.
+
+    Example:
+        >>> can_be_joined({"rows", "linear"}), can_be_joined({"rows", "addmm"})
+        (True, False)
+    """
+    return len(set(kinds)) == 1 or set(kinds) == {"linear", "rows"}
 
 
 def _summed(parameter: Tensor) -> Use:
@@ -106,9 +116,46 @@ def _rms_norm(
     return [_scaled(weight, lambda: F.rms_norm(input, normalized_shape, eps=eps))]
 
 
+def _conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> list[Use]:
+    # A linear layer on windows of K positions. With groups it is small enough to write the gradient out.
+    if input.dim() != 3 or isinstance(padding, str):
+        return []
+    step, border, gap = (v[0] if isinstance(v, tuple) else v for v in (stride, padding, dilation))
+    outputs, _, kernel = weight.shape
+
+    def windows(split: Split, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs (B, S, Cin, T, K) and output gradients (B, S, Cout, T), of S sequences per example."""
+        x = F.pad(split(input).unflatten(1, (-1, input.shape[1])).to(g.dtype), (border, border))
+        return x.unfold(-1, gap * (kernel - 1) + 1, step)[..., ::gap], g.unflatten(1, (-1, outputs))
+
+    def dense(split: Split, g: Tensor) -> Factor:
+        x, g = windows(split, g)
+        x = x.movedim(3, 2).flatten(3).flatten(1, 2)
+        return Outer(x, g.mT.flatten(1, 2), x)
+
+    def grouped(split: Split, g: Tensor) -> Factor:
+        x, g = windows(split, g)
+        x, g = x.unflatten(2, (groups, -1)), g.unflatten(2, (groups, -1))
+        return Vector(torch.einsum("bsgctk,bsgot->bgock", x, g).flatten(1))
+
+    uses = [Use(weight, "conv1d", dense) if groups == 1 else Use(weight, "vector", grouped)]
+    if bias is not None:
+        uses.append(Use(bias, "vector", lambda split, g: Vector(g.unflatten(1, (-1, outputs)).sum((1, 3)))))
+    return uses
+
+
 RULES: dict[Any, Callable[..., list[Use]]] = {
     F.linear: _linear,
     torch.addmm: _addmm,
+    F.conv1d: _conv1d,
     F.embedding: _embedding,
     F.layer_norm: _layer_norm,
     F.rms_norm: _rms_norm,
@@ -151,7 +198,7 @@ def is_elementwise(module: nn.Module, x: Tensor, output: Tensor) -> bool:
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     if output.shape != x.shape or any(len(p) != x.shape[-1] for p in module.parameters()):
         return False
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     with torch.enable_grad():
         copies = _copies(module, x)
         try:
@@ -165,7 +212,7 @@ def is_elementwise(module: nn.Module, x: Tensor, output: Tensor) -> bool:
         slopes = torch.autograd.grad(same.sum(), list(copies.values()), allow_unused=True)
     if any(slope is None for slope in slopes):
         return False
-    steps = [torch.rand(x.shape, generator=generator).to(x) for _ in copies]
+    steps = [torch.rand(x.shape, generator=generator, device="cpu").to(x) for _ in copies]
     with torch.no_grad():
         moved = functional_call(module, {n: w + d for (n, w), d in zip(copies.items(), steps, strict=True)}, (x,))
         predicted = same + sum(slope * step for slope, step in zip(slopes, steps, strict=True))

@@ -5,19 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from hf_early_ood.names import ID_TEST, ID_VALIDATION, is_ood
+from hf_early_ood.names import ID_TEST, ID_VALIDATION, OOD_MACRO_MEAN, OOD_WORST, is_ood
 from hf_early_ood.report.layout import NO_VALUE, Table, duration, points, share, signed, with_interval
 from hf_early_ood.report.verdict import find_comparison, judge, verdict
-from hf_early_ood.results import (
-    OOD_MACRO_MEAN,
-    OOD_WORST,
-    ArmRun,
-    EvaluationRecord,
-    InterventionRecord,
-    MetricValue,
-    RunRecord,
-    StudyRecord,
-)
+from hf_early_ood.results import ArmRun, EvaluationRecord, InterventionRecord, MetricValue, RunRecord, StudyRecord
 
 _LABELS = {
     ID_VALIDATION: "ID validation",
@@ -83,7 +74,9 @@ def why(intervention: InterventionRecord | None) -> str:
         return NO_VALUE
     if intervention.decision is None:
         return "set in the configuration"
-    return "signal stable" if intervention.decision.reason == "stable" else "fallback: not stable in time"
+    if intervention.decision.reason != "stable":
+        return "fallback: not stable in time"
+    return "signal stable" + (" at first chance" if intervention.decision.at_first_chance else "")
 
 
 def first_release(intervention: InterventionRecord | None) -> int | None:
@@ -128,7 +121,7 @@ def _summary(study: StudyRecord) -> Table:
         means = _over_seeds([summary.macro_mean for summary in summaries])
         worst = [summary.worst.value for summary in summaries if summary.worst.value is not None]
         sets = sorted({_set_name(summary.worst.set) for summary in summaries})
-        gaps = [summary.gap_to_id for summary in summaries if summary.gap_to_id is not None]
+        gaps = [gap.value for summary in summaries if (gap := summary.gap_to_id) and gap.value is not None]
         rows.append(
             (
                 f"{arm} (baseline)" if arm == study.baseline else arm,
@@ -253,16 +246,23 @@ def _run_scores(evaluation: EvaluationRecord) -> Table:
             f"{points(ood[metric].worst.value)} ({_set_name(ood[metric].worst.set)})" if metric in ood else NO_VALUE
             for metric in metrics
         ]
-        gaps = [signed(ood[metric].gap_to_id) if metric in ood else NO_VALUE for metric in metrics]
+        found_gaps = [ood[metric].gap_to_id if metric in ood else None for metric in metrics]
+        gaps = [NO_VALUE if gap is None else signed(gap.value) for gap in found_gaps]
         rows.append(("OOD mean", "", *cells(lambda metric: ood[metric].macro_mean if metric in ood else None)))
         rows.append(("OOD worst set", "", *worst))
         rows.append(("ID test - OOD mean", "", *gaps))
+    notes = [f"{split_label(split)}: {note}" for split, item in evaluation.splits.items() for note in item.notes]
     return Table(
         "Scores, percent",
         ("set", "examples", *metrics),
         rows,
-        f"In brackets the {evaluation.confidence:.0%} interval over test examples. Weights chosen by: "
-        f"{evaluation.selected_by}.",
+        " ".join(
+            [
+                f"In brackets the {evaluation.confidence:.0%} interval over test examples. Weights chosen by: "
+                f"{evaluation.selected_by}.",
+                *notes,
+            ]
+        ),
     )
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from hf_early_ood.names import ID_TEST, is_ood
+from hf_early_ood.names import ID_TEST, OOD_MACRO_MEAN, OOD_WORST, is_ood
 from hf_early_ood.report.layout import signed, wrapped
-from hf_early_ood.results import OOD_MACRO_MEAN, OOD_WORST, Comparison, StudyRecord
+from hf_early_ood.results import Comparison, StudyRecord
 
 CLEARLY_BETTER = "better"
 CLEARLY_WORSE = "worse"
 UNCLEAR = "no clear difference"
 UNKNOWN = "not comparable"
+
+# With fewer examples on which two arms differ, a bootstrap interval excludes 0 too easily: 5 of 5 in one direction
+# have a two-sided sign test of 0.06, and an interval above 0.
+FEWEST_DIFFERING = 10
 
 
 def judge(comparison: Comparison | None) -> str:
@@ -21,6 +25,8 @@ def judge(comparison: Comparison | None) -> str:
     """
     if comparison is None or comparison.difference is None or comparison.low is None or comparison.high is None:
         return UNKNOWN
+    if comparison.n_differing is not None and comparison.n_differing < FEWEST_DIFFERING:
+        return UNCLEAR
     if comparison.low > 0:
         return CLEARLY_BETTER
     if comparison.high < 0:
@@ -77,7 +83,8 @@ def _arm_verdict(study: StudyRecord, arm: str, num_sets: int) -> str:
     if word == UNCLEAR:
         text = f"{arm}: no clear difference from {study.baseline} out of distribution: {size}."
     else:
-        text = f"{arm} is {word} than {study.baseline} out of distribution: {size}."
+        where = "in this one run, out of distribution" if mean.covers == "examples" else "out of distribution"
+        text = f"{arm} is {word} than {study.baseline} {where}: {size}."
     for split, label in ((OOD_WORST, "Worst OOD set"), (ID_TEST, "In distribution")):
         other = find_comparison(study, arm, split)
         if other is not None:
@@ -113,6 +120,17 @@ def _notes(study: StudyRecord) -> list[str]:
         expected = len(shown) * (1 - study.confidence)
         notes.append(
             f"{len(shown)} intervals are reported; about {expected:.1f} of them would exclude 0 by chance alone."
+        )
+    early = [
+        f"{arm} seed {run.seed}"
+        for arm, runs in study.arms.items()
+        for run in runs
+        if run.intervention and run.intervention.decision and run.intervention.decision.at_first_chance
+    ]
+    if early:
+        notes.append(
+            "The signal was stable at the first measurement that could decide, and may not have begun to move: "
+            f"{', '.join(early)}."
         )
     failed = [f"{arm} seed {run.seed}" for arm, runs in study.arms.items() for run in runs if run.status == "failed"]
     if failed:

@@ -26,10 +26,10 @@ from transformers.utils import logging
 
 from hf_early_ood.bundled import BUNDLED_MODEL, resolve_model
 from hf_early_ood.errors import ConfigurationError, DataError, UnsupportedModelError
+from hf_early_ood.names import LABEL, LABELS, TEXT, TEXT_PAIR
 
 logger = logging.get_logger(__name__)
 
-TEXT, TEXT_PAIR, LABEL, LABELS = "text", "text_pair", "label", "labels"
 IGNORED_LABEL = -100
 _CHUNK = 1000  # examples tokenized at a time
 
@@ -350,6 +350,16 @@ def empty_classifier(model_name: str, *, num_labels: int = 2, revision: str | No
         raise _not_loaded("config", model_name, error) from error
     with torch.device("meta"):
         return AutoModelForSequenceClassification.from_config(config)
+
+
+def is_single_label(config: PretrainedConfig) -> bool:
+    """Whether a classifier chooses one of several labels, as far as its configuration says.
+
+    Example:
+        >>> is_single_label(PretrainedConfig(num_labels=3)), is_single_label(PretrainedConfig(num_labels=1))
+        (True, False)
+    """
+    return (config.num_labels or 0) > 1 and getattr(config, "problem_type", None) in (None, SINGLE_LABEL)
 
 
 def is_sequence_classification(model: nn.Module) -> bool:

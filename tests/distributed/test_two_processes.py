@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from hf_early_ood.results import read_study
 from tests.distributed.worker import AUTO_DECISION, REFUSED
+from tests.tiny_project import make_project, study_settings, write_yaml
 from tests.training import differences
 
 ROOT = Path(__file__).parents[2]
@@ -83,3 +85,18 @@ def test_what_cannot_be_correct_is_refused_before_the_first_update(two, name):
         "reentrant": "use_reentrant",
     }[name]
     assert expected in message
+
+
+def test_a_study_runs_under_a_launcher(tmp_path):
+    project = make_project(tmp_path / "project")
+    path = write_yaml(project / "study.yaml", study_settings(project))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launcher, "recipes/run.py", "--config", str(path), "--study.seeds", "[1]"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    record = read_study(project / "out" / "study.json")
+    assert [run.status for runs in record.arms.values() for run in runs] == ["complete", "complete"]
+    assert done.stdout.count("Study 'tiny'") == 1  # one rank talks

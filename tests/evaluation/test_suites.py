@@ -13,6 +13,7 @@ from hf_early_ood.errors import ConfigurationError, DataError, ProbeError
 from hf_early_ood.evaluation.metrics import classification_metrics
 from hf_early_ood.evaluation.statistics import bootstrap_metrics, compare_arms
 from hf_early_ood.evaluation.suites import evaluate_splits, model_predictor
+from hf_early_ood.results import EvaluationRecord
 from tests import families
 
 
@@ -113,9 +114,12 @@ def test_suite(tiny_bert: torch.nn.Module, splits: dict[str, Dataset]) -> None:
     assert summary.ood_mean.value == pytest.approx(
         np.mean([suite.splits[split].metrics["accuracy"].value for split in ("ood/a", "ood/b")])
     )
-    record = json.loads(json.dumps(suite.to_dict()))
-    assert record["splits"]["ood/a"]["n"] == 13
-    assert record["summaries"]["macro_f1"]["worst_set"] in ("ood/a", "ood/b")
+    record = suite.to_record("accuracy on id_validation")
+    assert record.splits["ood/a"].n == 13
+    assert record.splits["ood/a"].notes == suite.splits["ood/a"].notes
+    assert record.ood["macro_f1"].worst.set in ("ood/a", "ood/b")
+    assert record.ood["accuracy"].macro_mean.low == summary.ood_mean.low
+    assert EvaluationRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
     assert compare_arms([suite.run], [suite.run]).difference.ood_mean is not None
 
 

@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 
 from hf_early_ood.errors import ConfigurationError, DataError
-from hf_early_ood.probes.batches import ProbeSet, num_rows
+from hf_early_ood.probes.batches import ProbeSet, num_rows, num_sequences
 
 LENGTHS = [3, 9, 2, 8, 4, 7, 5, 6, 3, 9]
 ROWS = [{"input_ids": [index] * length, "labels": index % 2} for index, length in enumerate(LENGTHS)]
@@ -127,6 +127,13 @@ def test_sizes_that_cannot_be_used() -> None:
 def test_collators_without_tensors(collated: Any) -> None:
     with pytest.raises(DataError, match="holds no tensors"):
         ProbeSet.from_dataset(ROWS, lambda items: collated, size=2, batch_size=2)
+
+
+def test_num_sequences() -> None:
+    ids = torch.zeros(4, 3, 7)
+    assert num_sequences({"input_ids": ids, "labels": torch.zeros(4)}) == 3
+    for batch in ({"input_ids": ids[0]}, {"inputs_embeds": ids}):
+        assert num_sequences(batch) == 1
 
 
 def test_num_rows() -> None:

@@ -36,6 +36,26 @@ def test_table() -> None:
     torch.testing.assert_close(squared_norms(uses, InnerProducts()), table.square().sum((1, 2)))
 
 
+def test_tied_table() -> None:
+    """Read by id, and the weight of a linear layer with V outputs."""
+    rows = [Rows(torch.randint(V, (B, n)), torch.randn(B, n, D, dtype=torch.float64)) for n in (7, 2)]
+    x, g = torch.randn(B, 3, D, dtype=torch.float64), torch.randn(B, 3, V, dtype=torch.float64)
+    for outers in ([Outer(x, g, x)], [Outer(x[:, :1], g[:, :1], x), Outer(x[:, 1:], g[:, 1:], x)]):
+        table = g.mT @ x
+        for use in rows:
+            for b in range(B):
+                table[b].index_add_(0, use.ids[b], use.g[b])
+        actual = squared_norms([*rows[:1], *outers, *rows[1:]], InnerProducts())
+        torch.testing.assert_close(actual, table.square().sum((1, 2)))
+
+
+def test_norms_are_not_negative() -> None:
+    g = torch.ones(B, 2, E, dtype=torch.float64)
+    g[:, 1] = -1 - 1e-16
+    x = torch.full((B, 2, D), 0.1, dtype=torch.float64)
+    assert bool((squared_norms([Outer(x, g, x)], InnerProducts()) >= 0).all())
+
+
 def test_vector() -> None:
     uses = [Vector(torch.randn(B, D)) for _ in range(3)]
     expected = (uses[0].value + uses[1].value + uses[2].value).square().sum(1)

@@ -17,7 +17,7 @@ from tests.probes import toys
 
 def found(model: torch.nn.Module, batch: dict[str, torch.Tensor]):
     scorer = Scorer(model.eval(), likelihood_for(model), "sampled")
-    return survey(model, dict(model.named_parameters()), batch, scorer.log_probs)
+    return survey(model, dict(model.named_parameters()), batch, scorer.predictions)
 
 
 def test_layouts_are_learned_where_shapes_coincide() -> None:
@@ -161,6 +161,24 @@ def test_a_survey_keeps_a_few_positions(side: str) -> None:
     assert _two_short_examples({"attention_mask": mask})["attention_mask"].shape == (2, 16)
     assert _two_short_examples({"attention_mask": mask[:1, :3]})["attention_mask"].shape == (2, 3)
     assert _two_short_examples({"input_ids": mask[:1]})["input_ids"].shape == (2, 40)
+
+
+def test_a_survey_crops_the_choices_of_an_example_together() -> None:
+    mask = torch.zeros(3, 2, 40, dtype=torch.long)
+    for row, (first, second) in enumerate(((40, 3), (20, 18), (2, 17))):
+        mask[row, 0, :first], mask[row, 1, :second] = 1, 1
+    short = _two_short_examples({"attention_mask": mask, "labels": torch.arange(3)})
+    assert short["labels"].tolist() == [2, 1]
+    assert short["attention_mask"].sum(-1).tolist() == [[2, 17], [20, 18]]
+    assert short["attention_mask"].shape == (2, 2, 20)
+
+
+def test_outputs_for_all_choices_are_expanded_to_each() -> None:
+    model = families.build("bert", task="multiple_choice").double()
+    batch = families.inputs("bert", model, 3, 7)
+    plan = found(model, batch)
+    assert plan.layouts[("bert.embeddings.position_embeddings.weight",), 1].broadcast
+    assert plan.covered == set(dict(model.named_parameters()))
 
 
 @pytest.mark.parametrize("family", ["bart", "funnel", "gpt2", "longformer", "llama", "modernbert", "t5", "xlm"])

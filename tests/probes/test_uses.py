@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.mobilebert.modeling_mobilebert import NoNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from hf_early_ood.probes.per_example import Vector
+from hf_early_ood.probes.per_example import InnerProducts, Vector, squared_norms
 from hf_early_ood.probes.uses import RULES, elementwise_uses, is_elementwise, may_be_elementwise
 
 B, T, D = 2, 3, 4
@@ -81,6 +82,24 @@ def test_modules_that_are_not_asked(module: nn.Module) -> None:
     assert not may_be_elementwise(module)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("settings", [{}, {"stride": 2, "padding": 1}, {"dilation": (2,), "padding": (3,)}])
+def test_convolutions(groups: int, settings: dict[str, Any]) -> None:
+    """Also with two sequences per example, which ``split`` puts before the channels."""
+    layer = nn.Conv1d(4, 8, 3, groups=groups, **settings).double()
+    x = torch.randn(B * 2, 4, 9, dtype=torch.float64)
+    output = layer(x)
+    g = torch.randn_like(output)
+    arguments = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "groups": groups}
+    for use in RULES[F.conv1d](x, layer.weight, layer.bias, **arguments):
+        for rows in (2 * B, B):
+            factor = use.factor(lambda t, n=rows: t.reshape(n, -1, t.shape[-1]), g.reshape(rows, -1, g.shape[-1]))
+            norms = squared_norms([factor], InnerProducts())
+            for own, slopes, norm in zip(x.chunk(rows), g.chunk(rows), norms, strict=True):
+                (expected,) = torch.autograd.grad((layer(own) * slopes).sum(), [use.parameter])
+                torch.testing.assert_close(norm, expected.square().sum())
+
+
 def test_calls_whose_gradient_the_rules_do_not_give() -> None:
     table, bias, x = torch.zeros(5, D), torch.zeros(D), torch.zeros(B, D)
     ids = torch.zeros(B, T, dtype=torch.long)
@@ -88,6 +107,8 @@ def test_calls_whose_gradient_the_rules_do_not_give() -> None:
     assert RULES[F.embedding](ids, table, max_norm=1.0) == []
     assert RULES[torch.addmm](bias, x, torch.zeros(D, D), alpha=2) == []
     assert RULES[torch.addmm](torch.zeros(B, D), x, torch.zeros(D, D)) == []
+    assert RULES[F.conv1d](torch.zeros(B, D, T), torch.zeros(D, D, 1), padding="same") == []
+    assert RULES[F.conv1d](torch.zeros(D, T), torch.zeros(D, D, 1)) == []
     assert RULES[F.layer_norm](torch.zeros(B, T, D), (T, D), torch.zeros(T, D)) == []
     assert RULES[F.rms_norm](torch.zeros(B, T, D), (T, D), torch.zeros(T, D)) == []
     assert RULES[F.rms_norm](torch.zeros(B, T, D), (D,)) == []

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from hf_early_ood.names import OOD_MACRO_MEAN, OOD_WORST
 from hf_early_ood.results import (
-    OOD_MACRO_MEAN,
-    OOD_WORST,
     ArmRun,
     Comparison,
     Covers,
@@ -37,14 +36,14 @@ def evaluation(shift: float = 0.0, sets: tuple[str, ...] = SETS) -> EvaluationRe
     scores |= {name: 0.7 + 0.05 * number for number, name in enumerate(sets)}
     splits = {name: SplitEvaluation(500, {"accuracy": value(score + shift)}) for name, score in scores.items()}
     mean = sum(scores[name] for name in sets) / len(sets) + shift
-    summary = OODSummary(value(mean), WorstSet(sets[0], 0.7 + shift), 0.9 + shift - mean)
+    summary = OODSummary(value(mean), WorstSet(sets[0], 0.7 + shift), value(0.9 + shift - mean))
     return EvaluationRecord(splits, {"accuracy": summary})
 
 
 def intervention(reason: str = "stable", step: int = 40, groups: int = 6) -> InterventionRecord:
     names = ["head", *(f"block.{i}" for i in reversed(range(groups))), "embeddings"]
     stages = tuple(StageRecord(i, i * step, (name,), 1000 * (i + 1)) for i, name in enumerate(names))
-    decision = DecisionRecord(step, reason, 1.5, 0.01, 8, 0, {"window": 3})  # type: ignore[arg-type]
+    decision = DecisionRecord(step, reason, 1.5, 0.01, 8, 0, settings={"window": 3})  # type: ignore[arg-type]
     return InterventionRecord("gradual_unfreezing", stages, decision)
 
 

@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
+from hf_early_ood.names import OOD_MACRO_MEAN
 from hf_early_ood.report import judge, run_table, study_markdown, study_report, verdict
 from hf_early_ood.report.layout import Table, duration
-from hf_early_ood.results import OOD_MACRO_MEAN, ArmRun, InterventionRecord, MetricValue, SplitEvaluation
+from hf_early_ood.results import ArmRun, InterventionRecord, MetricValue, SplitEvaluation
 from tests.report import records
 
 
@@ -38,8 +39,8 @@ def joined(text: str) -> str:
 def test_verdict_better_with_one_seed() -> None:
     text = joined(verdict(records.study()))
     assert (
-        "gradual is better than standard out of distribution: +2.3 points on the mean of 3 OOD sets (95% interval "
-        "+0.8 to +3.8)." in text
+        "gradual is better than standard in this one run, out of distribution: +2.3 points on the mean of 3 OOD sets "
+        "(95% interval +0.8 to +3.8)." in text
     )
     assert "cover the choice of test examples only, not the training seed: one seed was run" in text
     assert "6 intervals are reported; about 0.3 of them would exclude 0 by chance alone." in text
@@ -173,3 +174,22 @@ def test_columns_that_do_not_fit_follow_below() -> None:
     blocks = text.split("\n\n")
     assert len(blocks) == 2
     assert blocks[1].splitlines()[1].split() == ["x", "3"]
+
+
+def test_few_differing_examples_decide_nothing() -> None:
+    """5 examples on which the arms differ, all in one direction: the interval excludes 0, a sign test does not."""
+    found = records.comparison(OOD_MACRO_MEAN, 0.0033, 0.003)
+    assert judge(found) == "better"
+    assert judge(dataclasses.replace(found, n_differing=5)) == "no clear difference"
+    assert judge(dataclasses.replace(found, n_differing=50)) == "better"
+
+
+def test_decision_at_the_first_chance_is_told() -> None:
+    study = records.study()
+    (run,) = study.arms["gradual"]
+    decision = dataclasses.replace(run.intervention.decision, at_first_chance=True)
+    run = dataclasses.replace(run, intervention=dataclasses.replace(run.intervention, decision=decision))
+    study = dataclasses.replace(study, arms={**study.arms, "gradual": (run,)})
+    text = joined(study_report(study))
+    assert "may not have begun to move: gradual seed 1." in text
+    assert "signal stable at first chance" in text
