@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hf_early_ood.atomic import write_text
 from hf_early_ood.names import ID_TEST, OOD_MACRO_MEAN, OOD_WORST, STUDY_FILE
-from hf_early_ood.report.layout import duration, signed, with_interval
+from hf_early_ood.report.layout import signed, with_interval
 from hf_early_ood.report.tables import first_release, split_label
 from hf_early_ood.report.verdict import find_comparison, judge, ood_sets
 from hf_early_ood.results import ArmRun, StudyRecord, read_study
@@ -60,6 +60,9 @@ def results(study: StudyRecord) -> str:
     probes = sum(run.probe_seconds or 0.0 for run in runs)
     extra = probes / (sum(run.seconds or 0.0 for run in runs) - probes)
     releases = sorted({str(first_release(run.intervention)) for run in runs}, key=int)
+    early = all(
+        run.intervention.decision.at_first_chance for run in runs if run.intervention and run.intervention.decision
+    )
     mean = find_comparison(study, arm, OOD_MACRO_MEAN)
     size = "" if mean is None else f" ({signed(mean.difference)} points on the mean of the OOD sets)"
     return "\n".join(
@@ -69,9 +72,9 @@ def results(study: StudyRecord) -> str:
             "",
             *rows,
             "",
-            f"Layers were released from update {', '.join(releases)} of {runs[0].updates} on. Deciding that took "
-            f"{extra:.1%} more time than a fixed interval; a training takes {mean_time(study, arm)} instead of "
-            f"{mean_time(study, study.baseline)}, because frozen layers cost no backward pass.",
+            f"Layers were released from update {', '.join(releases)} of {runs[0].updates} on"
+            f"{' (the first measurement that could decide)' if early else ''}. Deciding that took {extra:.1%} more time"
+            " than the same interval fixed. (Wall times in the record are from a machine with other load.)",
             "",
             f"`{study.command}`, [record](benchmarks/results/{STUDY.name}/{STUDY_FILE}).",
         ]
@@ -91,11 +94,6 @@ def score(run: ArmRun, metric: str, split: str) -> float | None:
     if split == OOD_WORST:
         return run.evaluation.ood[metric].worst.value
     return run.evaluation.splits[split].metrics[metric].value
-
-
-def mean_time(study: StudyRecord, arm: str) -> str:
-    seconds = [run.seconds for run in study.arms[arm] if run.seconds is not None]
-    return duration(sum(seconds) / len(seconds))
 
 
 def costs(record: dict) -> str:

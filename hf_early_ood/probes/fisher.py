@@ -148,8 +148,8 @@ class _Task:
             return cls(scorer, measured, model, None, every, {}, {}, num_draws)
         if estimator == "rademacher":
             return cls(scorer, measured, model, None, {}, every, {}, num_draws)
-        # As one piece: the survey takes two short examples, whatever the size of the batch.
-        (plan,) = in_pieces(lambda _: survey(scorer.model, every, batch, scorer.predictions), 1, "the first examples")
+        # In one piece: the survey takes two examples, whatever the size of the batch.
+        (plan,) = in_pieces(lambda _: survey(scorer.model, every, batch, scorer.predictions), 1, "two short examples")
         left = {name: p for name, p in every.items() if name not in plan.covered | plan.unused}
         if estimator == "exact":
             return cls(scorer, measured, model, plan, left, {}, dict.fromkeys(left, "loop"), num_draws)

@@ -62,7 +62,7 @@ def in_pieces(measure: Callable[[slice], T], rows: int, what: str) -> list[T]:
                 raise
             if count == 1:
                 raise ProbeError(
-                    f"There is no memory to measure {what}, not even one example at a time.",
+                    f"There is no memory to measure {what}, even in the smallest pieces.",
                     got=str(error).splitlines()[0],
                     fix="Shorten the probe examples, measure fewer parameters, or make room on the device.",
                 ) from error

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hf_early_ood import names
+from hf_early_ood.callbacks.measuring import measure_in_training
 from hf_early_ood.errors import NonFiniteError, ProbeError
 from hf_early_ood.layers import find_layer_groups
 from hf_early_ood.probes.batches import ProbeSet
@@ -57,7 +59,7 @@ def test_signed_batches_are_halved_too() -> None:
 def test_no_memory_for_one_example(estimator: str) -> None:
     model = families.build("bert").train()
     Small(model, 0)
-    what = r"probe batch 0" if estimator in ("loop", "rademacher") else "the first examples"
+    what = r"probe batch 0" if estimator in ("loop", "rademacher") else "two short examples"
     with pytest.raises(ProbeError, match=rf"no memory to measure {what}.*Tried to allocate 2\.00 GiB\.\. To fix"):
         fisher_trace(model, batches(model), estimator=estimator)
     assert model.training
@@ -92,8 +94,6 @@ def test_the_words_of_the_allocators() -> None:
 
 
 def test_training_goes_on_without_the_value() -> None:
-    from hf_early_ood.callbacks.measuring import measure_fisher_trace
-
     model = families.build("bert")
     rows = [{key: value[0] for key, value in families.inputs("bert", model, 1, 6, seed=s).items()} for s in range(4)]
 
@@ -103,7 +103,8 @@ def test_training_goes_on_without_the_value() -> None:
     probe_set = ProbeSet.from_dataset(rows, collate, size=4, batch_size=4)
     groups = find_layer_groups(model)
     small = Small(model, 0)
-    record = measure_fisher_trace(model, probe_set, groups, labels="sampled", seed=0)
+    record = measure_in_training(names.FISHER_TRACE, model, probe_set, groups, seed=0)
     assert (record["value"], record["per_group"], record["num_examples"]) == (None, {}, 4)
-    small.handle.remove()
-    assert measure_fisher_trace(model, probe_set, groups, labels="sampled", seed=0)["value"] > 0
+    assert "no memory to measure" in record["details"]["error"]
+    small.most = 2
+    assert measure_in_training(names.FISHER_TRACE, model, probe_set, groups, seed=0)["value"] > 0

@@ -277,3 +277,25 @@ def test_the_start_is_not_changed_and_a_flat_function_is_no_error() -> None:
     visited = ascend(lambda x, g: (1.0, [torch.zeros_like(t) for t in x]), begin, Ball("l2", 1.0), 15)
     assert visited.best == 1.0
     assert not any(t.any() for t in begin)
+
+
+@pytest.mark.parametrize(
+    ("values", "halved"),
+    [
+        ([10.0, 1.0, 2.0, 3.0, 4.0], True),  # rises often enough, but the best is still the start
+        ([10.0, 9.0, 9.5, 9.7, 11.0], False),  # three rises of four, and a new best
+        ([10.0, 12.0, 9.5, 9.7, 9.6], True),  # a new best, but too few rises
+    ],
+)
+def test_when_steps_are_halved(values: list[float], halved: bool) -> None:
+    """The first look, after 4 of 15 steps, with values from a script."""
+    script = iter(values + [0.0] * 20)
+    asked = []
+
+    def evaluate(point: Point, with_gradient: bool) -> tuple[float, Point]:
+        asked.append(torch.cat(point))
+        return next(script), [torch.ones(2).double(), torch.ones(4).double()]
+
+    visited = ascend(evaluate, start(), Ball("linf", 1.0), 15)
+    assert visited.step_sizes[:5] == (2.0,) * 4 + ((1.0,) if halved else (2.0,))
+    assert visited.best == max(values[1:])

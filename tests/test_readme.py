@@ -1,0 +1,67 @@
+"""README says what is true: its snippet runs, its tables are those of the recorded results."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForSequenceClassification, default_data_collator
+
+from tests import families
+from tests.training import Rows
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def test_snippet_runs_as_it_stands(tmp_path, monkeypatch):
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        AutoModelForSequenceClassification,
+        "from_pretrained",
+        lambda name, num_labels: families.build("xlm-roberta", num_labels=num_labels),
+    )
+    # 3 epochs of 12 updates: the moment is looked for every 10 of them.
+    scope = {"train": Rows(12 * 32 * 4), "collator": default_data_collator}
+    exec(snippet, scope)
+    callback = scope["trainer"].callback_handler.callbacks[-1]
+    records = next(c for c in scope["trainer"].callback_handler.callbacks if hasattr(c, "records")).records
+    assert callback is not None
+    assert any(record.get("event") == "decision" for record in records)
+    assert any(record.get("stage") == 1 for record in records)
+
+
+def test_tables_are_those_of_the_recorded_results():
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "make_tables.py", "--check"],
+        capture_output=True, text=True, check=False, env=ENVIRONMENT,
+    )  # fmt: skip
+    assert done.returncode == 0, "run: python benchmarks/make_tables.py\n" + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("image", re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README))
+def test_pictures_are_there(image):
+    assert (ROOT / image).stat().st_size > 10_000
+
+
+def test_named_files_exist():
+    for name in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("bench_*.py")), ids=lambda path: path.stem)
+def test_benchmarks_still_run(script, tmp_path):
+    """Small; figures are judged in the recorded runs only."""
+    before = set((ROOT / "benchmarks" / "results").rglob("*"))
+    done = subprocess.run(
+        [sys.executable, script, "--quick"],
+        capture_output=True, text=True, check=False, timeout=250, cwd=ROOT, env=ENVIRONMENT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert set((ROOT / "benchmarks" / "results").rglob("*")) == before  # a smoke test is no result
