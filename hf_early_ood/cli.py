@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_early_ood import __version__
-from hf_early_ood.errors import EarlyOODError
+from hf_early_ood.errors import ConfigurationError, EarlyOODError
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -32,7 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.overrides = overrides
     options.command_line = shlex.join(["hf-early-ood", *words])
     try:
-        return options.command(options)
+        status = options.command(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except EarlyOODError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
@@ -102,6 +107,7 @@ def _run(options: argparse.Namespace) -> int:
     record = run(config, command=options.command_line)
     if _is_main_process():
         print(run_table(record))
+        print(f"Everything is in {config.output_dir}.")
     return 0
 
 
@@ -122,6 +128,9 @@ def _study(options: argparse.Namespace) -> int:
     record = run_study(config, command=options.command_line)
     if _is_main_process():
         print(study_report(record))
+        print(
+            f"Everything is in {config.output_dir}: verdict.txt, study.json, comparison.png, and a folder for each run."
+        )
     return 0 if all(run.status == "complete" for runs in record.arms.values() for run in runs) else 1
 
 
@@ -175,6 +184,10 @@ def _schedule(options: argparse.Namespace) -> int:
     if warning:
         print(f"Warning: {warning}", file=sys.stderr)
     if options.output is not None:
+        if options.output.exists() and options.output.read_text(encoding="utf-8") != schedule.to_yaml():
+            raise ConfigurationError(
+                "The file exists and may have been edited.", got=options.output, fix="Give another --output."
+            )
         write_text(options.output, schedule.to_yaml())
         print(f"Written to {options.output}", file=sys.stderr)
     return 0

@@ -109,8 +109,7 @@ def load_split(
     """Load one split, check every example, and number its labels.
 
     Labels are matched by name, never by number. Names come from the ``ClassLabel`` of the column, or are the values
-    themselves. A number without a name (also as text, as in a CSV file) is a name if it is one of ``label_names``,
-    and otherwise an index into them.
+    themselves; the number 1 and the text "1" are the same name. A number where training has words is an error.
 
     Args:
         spec: Where the examples are.
@@ -286,17 +285,16 @@ def _label_values(dataset: Dataset, column: str) -> list[str]:
 def _label_ids(dataset: Dataset, column: str, label_names: Sequence[str]) -> list[int]:
     ids = {name: index for index, name in enumerate(label_names)}
     values = _label_values(dataset, column)
-    has_names = isinstance(dataset.features[column], ClassLabel)
-    if not has_names and not all(map(_is_index, label_names)):
-        ids = {str(index): index for index in range(len(label_names))} | ids
     counts = Counter(value for value in values if value not in ids)
     if counts:
         unknown = sorted(counts)
         raise DataError(
-            "A label is not one of the known ones (those of the training set, or label_names).",
+            "A label is not one of those of the training set.",
             got=", ".join(f"{name!r} ({counts[name]} examples)" for name in unknown),
             allowed=", ".join(map(repr, label_names)),
-            fix=did_you_mean(unknown[0], label_names) + " Rename the labels of this set, or leave it out.",
+            fix=did_you_mean(unknown[0], label_names)
+            + (" Numbers say nothing about which name they mean." if all(map(_is_index, unknown)) else "")
+            + " Write the labels of this set as training does, or leave the set out.",
         )
     return [ids[value] for value in values]
 

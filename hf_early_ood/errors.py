@@ -58,6 +58,10 @@ class NonFiniteError(ProbeError):
     """A measurement met NaN or infinity."""
 
 
+class ModelChangedError(ProbeError):
+    """A measurement has changed the model it measured: what is trained from here on would be something else."""
+
+
 class ResumeError(EarlyOODError, RuntimeError):
     """A checkpoint or an output folder does not belong to this run."""
 

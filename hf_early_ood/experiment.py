@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -138,12 +139,15 @@ def claim(folder: Path, config: RunConfig) -> RunRecord | None:
     Raises:
         ResumeError: The folder holds another run, or something else.
     """
+    _check_writable(folder)
     # What a killed process has left unfinished counts for nothing.
     if not folder.exists() or all(".tmp" in file.name and file.name.startswith(".") for file in folder.iterdir()):
         return None
     fix = "Give another output_dir, or delete the folder."
     if not (folder / names.CONFIG_FILE).is_file():
-        raise ResumeError("The output folder is not empty and holds no run.", got=folder, fix=fix)
+        raise ResumeError(
+            "The output folder is not empty and holds no run.", got=folder, fix="Give another output_dir."
+        )
     theirs = load_run(folder / names.CONFIG_FILE)
     if theirs.fingerprint() != config.fingerprint():
         raise ResumeError(
@@ -153,7 +157,37 @@ def claim(folder: Path, config: RunConfig) -> RunRecord | None:
         )
     results = folder / names.RESULTS_FILE
     record = read_run(results) if results.is_file() else None
-    return record if record is not None and record.status == "complete" else None
+    if record is None or record.status != "complete":
+        return None
+    _check_data(record, load(config), folder)
+    return record
+
+
+def _check_writable(folder: Path) -> None:
+    """Find out before training that nothing could be written."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigurationError(
+            "The output folder cannot be written.",
+            got=f"{folder}: {there} is {'not writable' if there.is_dir() else 'no folder'}",
+            fix="Give another output_dir.",
+        )
+
+
+def _check_data(record: RunRecord, splits: Splits, folder: Path) -> None:
+    """Refuse to take up a finished run whose data is not what the same configuration loads now.
+
+    Raises:
+        ResumeError: Naming the sets that changed.
+    """
+    now = {name: report.fingerprint for name, report in splits.report.splits.items()}
+    changed = [name for name, split in record.data.items() if split.fingerprint != now.get(name)]
+    if changed:
+        raise ResumeError(
+            "The data has changed since this run was made.",
+            got=f"other examples in {', '.join(changed)} than {folder} was made with",
+            fix="Give another output_dir, or delete the folder to make the run again.",
+        )
 
 
 def load(config: RunConfig) -> Splits:

@@ -64,7 +64,9 @@ def run_study(config: StudyConfig, *, command: str = "") -> StudyRecord:
     alone = PartialState().num_processes == 1
     quiet = None if PartialState().is_main_process else True
     for run_config in tqdm(runs, desc=config.name, unit="run", disable=quiet):
-        logger.info("%s, seed %s", run_config.name, run_config.seed)
+        logger.info(
+            "Run %d of %d: %s, seed %s", runs.index(run_config) + 1, len(runs), run_config.name, run_config.seed
+        )
         result = run(run_config, command=command, keep_failure=alone)
         arm_run = ArmRun.from_run(result, str(Path(run_config.output_dir).relative_to(folder)))
         arms = {**record.arms, run_config.name: (*record.arms[run_config.name], arm_run)}

@@ -35,7 +35,8 @@ def test_study_prints_the_verdict(project, capsys):
     assert main(["study", str(path), "--study.seeds", "[3]"]) == 0
     printed = capsys.readouterr().out
     assert "gradual" in printed
-    assert printed == (project / "out" / names.VERDICT_FILE).read_text() + "\n"
+    assert printed.startswith((project / "out" / names.VERDICT_FILE).read_text())
+    assert f"Everything is in {project / 'out'}" in printed
 
 
 @pytest.mark.parametrize("command", ["run", "study"])
@@ -100,6 +101,8 @@ def test_schedule_is_written_edited_and_followed(project, capsys):
     edited = output.read_text().replace("- [block.2]", "- [block.2, block.1]")
     output.write_text("\n".join(line for line in edited.splitlines() if not line.startswith("  - [block.1]")))
     assert main(["schedule", "--model", model, "--file", str(output)]) == 0
+    assert main(["schedule", "--model", model, "--interval", "2", "--output", str(output)]) == USER_ERROR
+    assert "may have been edited" in capsys.readouterr().err
     settings = run_settings(project)
     settings["intervention"] = {"method": "gradual_unfreezing", "schedule": str(output)}
     assert main(["run", str(write_yaml(project / "run.yaml", settings))]) == 0

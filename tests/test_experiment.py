@@ -17,6 +17,7 @@ from tests.tiny_project import make_project, run_settings, study_settings, write
 
 @pytest.fixture
 def project(tmp_path):
+    experiment._load.cache_clear()
     return make_project(tmp_path / "project")
 
 
@@ -289,3 +290,20 @@ def test_a_study_reports_the_failure_of_this_time(project, monkeypatch):
     monkeypatch.setattr(study, "check", lambda config: "")
     record = study.run_study(config)
     assert {run.error for runs in record.arms.values() for run in runs} == {"RuntimeError: disk is full"}
+
+
+def test_a_finished_run_on_data_that_has_changed_is_refused(project):
+    config = run_config(project, intervention__method="standard")
+    experiment.run(config)
+    rows = (project / "b.jsonl").read_text().splitlines(keepends=True)
+    (project / "b.jsonl").write_text("".join(rows[:-1]))
+    experiment._load.cache_clear()  # as in another process
+    with pytest.raises(ResumeError, match=r"data has changed.*other examples in ood/b than"):
+        experiment.run(config)
+
+
+def test_an_output_folder_that_cannot_be_written_is_found_before_training(project):
+    (project / "afile").write_text("")
+    for folder in ("afile", "afile/deeper"):
+        with pytest.raises(ConfigurationError, match=r"cannot be written.*afile is no folder"):
+            experiment.check(run_config(project, output_dir=str(project / folder)))

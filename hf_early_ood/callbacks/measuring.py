@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers.utils import logging
 
-from hf_early_ood.errors import NonFiniteError, ProbeError
+from hf_early_ood.errors import ModelChangedError, NonFiniteError, ProbeError
 from hf_early_ood.layers import LayerGroups
 from hf_early_ood.probes.batches import ProbeSet
 from hf_early_ood.probes.isolation import isolated
@@ -48,7 +48,7 @@ def measure_in_training(
         strict: Raise where the measure cannot be taken at all; for the first measurement, when no time is lost yet.
 
     Raises:
-        ProbeError: Only if ``strict``, and not for NaN or infinity.
+        ProbeError: If ``strict``, but not for NaN or infinity; always if a measurement changed the model.
     """
     started = time.perf_counter()
     device = next(model.parameters()).device
@@ -61,7 +61,7 @@ def measure_in_training(
                 + ", ".join(f"{parameter} ({how})" for parameter, how in list(fallbacks.items())[:3])
             )
     except ProbeError as error:
-        if strict and not isinstance(error, NonFiniteError):
+        if isinstance(error, ModelChangedError) or (strict and not isinstance(error, NonFiniteError)):
             raise
         logger.warning(f"No {name}: {error}")
         record = {

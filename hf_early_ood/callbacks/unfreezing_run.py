@@ -96,8 +96,13 @@ class UnfreezingRun:
         self.schedule = self.schedule.resolve(decided=decision.step)
         self.log.append({"event": "decision", **decision.to_dict(), "settings": self.detector.settings})
         emit({names.LOG_DECISION: decision.step})
-        why = "did not become stable" if decision.reason == FALLBACK else "is stable"
-        logger.info(f"Update {decision.step}: the Fisher trace {why}; interval = {decision.step} updates.")
+        interval = f"the interval is {decision.step} updates"
+        if decision.reason == FALLBACK:
+            logger.warning(
+                f"Update {decision.step}: the Fisher trace did not become stable until max_step; {interval}."
+            )
+        else:
+            logger.info(f"Update {decision.step}: the Fisher trace is stable; {interval}.")
         self._warn_about_length(total_updates)
 
     def _record_stage(self, step: int, emit: Emit) -> None:

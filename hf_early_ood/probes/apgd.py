@@ -47,15 +47,16 @@ class Ball:
         # Where the gradient is zero there is no direction to go.
         return list(torch._foreach_add(point, gradient, alpha=size / length if length > 0 else 0.0))
 
-    def project_(self, point: Point) -> None:
-        """Move ``point``, in place, to the nearest one of the ball."""
+    def project_(self, point: Point, times: float = 1.0) -> None:
+        """Move ``point``, in place, to the nearest one of the ball, and multiply that by ``times``."""
         if self.norm == "linf":
             torch._foreach_clamp_min_(point, -self.radius)
             torch._foreach_clamp_max_(point, self.radius)
-            return
-        length = math.sqrt(squared_norm(point))
-        if length > self.radius:
-            torch._foreach_mul_(point, self.radius / length)
+        else:
+            length = math.sqrt(squared_norm(point))
+            times *= self.radius / length if length > self.radius else 1.0
+        if times != 1.0:
+            torch._foreach_mul_(point, times)
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,10 @@ def ascend(evaluate: Evaluate, start: Point, ball: Ball, steps: int) -> Visited:
     for done in range(1, steps + 1):
         assert gradient is not None
         moved = ball.step(point, gradient, size)
-        ball.project_(moved)
-        if done > 1:
-            torch._foreach_mul_(moved, _ALPHA)
+        if done == 1:
+            ball.project_(moved)
+        else:
+            ball.project_(moved, times=_ALPHA)
             torch._foreach_add_(moved, point, alpha=2 * (1 - _ALPHA))
             torch._foreach_add_(moved, previous, alpha=_ALPHA - 1)
             ball.project_(moved)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_early_ood.errors import ProbeError
+from hf_early_ood.errors import ModelChangedError
 from hf_early_ood.freezing import requires_grad_set
 
 
@@ -93,7 +93,7 @@ def isolated(model: nn.Module) -> Iterator[None]:
     now = dict(model.named_parameters())
     changed += [n for n, p in parameters.items() if now.get(n) is not p or p._version != versions[n]]
     if changed:
-        raise ProbeError(
+        raise ModelChangedError(
             "A measurement changed the model it measured.",
             got=", ".join(changed[:3]),
             allowed="reading parameters, and torch.autograd.grad",

@@ -103,9 +103,11 @@ class PerturbedWeights:
         lost, wanted = 0.0, 0.0
         with torch.no_grad():
             for weight, original, u in zip(self._weights, self._original, point, strict=True):
-                weight.copy_(original)
                 # One rounding, of w + delta, also where the weights are in half precision.
-                weight.addcmul_(original, u) if self._adaptive else weight.add_(u)
+                if self._adaptive:
+                    torch.addcmul(original, original, u, out=weight)
+                else:
+                    torch.add(original, u, out=weight)
                 if not self._rounding_checked:
                     now, before, delta = (t.reshape(-1)[:_SAMPLE].to(u.dtype) for t in (weight, original, u))
                     delta = delta * before if self._adaptive else delta

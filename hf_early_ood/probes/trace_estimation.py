@@ -148,11 +148,12 @@ def hutch_plus_plus(matrix: SymmetricMatrix, num_products: int) -> TraceEstimate
 
     def deflated(index: int) -> Tensor:
         """g, from other signs than those of the sketch."""
-        return project_out(matrix, basis, matrix.signs(num_sketched + index))
+        return project_out(matrix, basis, matrix.signs(num_sketched + index), passes=1)
 
     inside = torch.zeros(rank, groups, rank, dtype=torch.float64)  # [j]: Q_g' (A q_j)_g
     outside = torch.zeros(num_samples, groups, dtype=torch.float64)  # [i]: g_g' (A g)_g
     across = torch.zeros(num_samples, rank, dtype=torch.float64)  # [i]: Q' A g
+    overlaps = torch.zeros(num_samples, groups, rank, dtype=torch.float64)  # [i]: Q_g' g_g, the same for all terms
     for product in matrix.terms():
         for j, row in enumerate(basis):
             inside[j] += dots(matrix, basis, product(row))
@@ -161,7 +162,7 @@ def hutch_plus_plus(matrix: SymmetricMatrix, num_products: int) -> TraceEstimate
             image = product(vector)
             outside[i] += matrix.dot(vector, image)
             across[i] += dots(matrix, basis, image).sum(0)
-    overlaps = torch.stack([dots(matrix, basis, deflated(i)) for i in range(num_samples)])  # (m', G, rank)
+            overlaps[i] = dots(matrix, basis, vector)
     samples = outside - (overlaps * across[:, None]).sum(-1)
     gram = [dots(matrix, basis, row) for row in basis]  # [j]: Q_g' (q_j)_g
     blocks = samples.mean(0)
@@ -203,9 +204,12 @@ def dots(matrix: SymmetricMatrix, rows: Sequence[Tensor] | Tensor, vector: Tenso
     return torch.stack(columns, 1) if columns else torch.zeros(matrix.num_groups, 0, dtype=torch.float64)
 
 
-def project_out(matrix: SymmetricMatrix, basis: Sequence[Tensor] | Tensor, vector: Tensor) -> Tensor:
-    """The part of a vector (P,) that is orthogonal to orthonormal rows (P,); overwrites the vector."""
-    for _ in range(2):  # once leaves an error of the size of what was removed
+def project_out(matrix: SymmetricMatrix, basis: Sequence[Tensor] | Tensor, vector: Tensor, passes: int = 2) -> Tensor:
+    """The part of a vector (P,) that is orthogonal to orthonormal rows (P,); overwrites the vector.
+
+    One pass leaves rounding of the size of what it removed: enough where that is little, and two are always enough.
+    """
+    for _ in range(passes):
         for row in basis:
             vector.sub_(row, alpha=float(matrix.dot(row, vector).sum()))
     return vector

@@ -86,7 +86,9 @@ def signed(value: float | None) -> str:
         >>> signed(0.0231), signed(-0.004)
         ('+2.3', '-0.4')
     """
-    return NO_VALUE if value is None else f"{100 * value:+.1f}"
+    if value is None:
+        return NO_VALUE
+    return f"{100 * value:+.1f}".replace("-0.0", "+0.0") if abs(value) < 0.0005 else f"{100 * value:+.1f}"
 
 
 def with_interval(value: float | None, low: float | None, high: float | None, *, sign: bool = False) -> str:
