@@ -115,8 +115,9 @@ def _refuse(spec: SplitSpec, kind: str, *fields: str) -> None:
 def _check_columns(present: Sequence[str], wanted: Sequence[str]) -> None:
     missing = [column for column in wanted if column not in present]
     if missing:
-        hints = " ".join(dict.fromkeys(did_you_mean(column, present) for column in missing)) if present else ""
-        hints += " Name the columns in data.text, data.text_pair and data.label; they are the same for all sets."
+        guesses = dict.fromkeys(did_you_mean(column, present) for column in missing)
+        hints = "".join(f"{guess} " for guess in guesses if guess.startswith("Did"))
+        hints += "Name the columns in data.text, data.text_pair and data.label; they are the same for all sets."
         raise DataError(
             "A column is not there.", got=", ".join(missing), allowed=", ".join(present) or "no columns", fix=hints
         )

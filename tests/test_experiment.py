@@ -101,11 +101,23 @@ def test_a_crash_leaves_a_record_and_the_run_goes_on_from_its_checkpoint(project
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"data__text": "sentence"}, DataError, r"sentence"),
-        ({"data__label": "stars"}, DataError, r"stars"),
-        ({"data__train": {"source": "train.jsonl"}}, EarlyOODError, r"train\.jsonl"),
+        (
+            {"data__text": "sentence"},
+            DataError,
+            r"train .*A column is not there\. Got: sentence\. Allowed: text, label",
+        ),
+        ({"data__label": "stars"}, DataError, r"A column is not there\. Got: stars\. .*Name the columns in data\.text"),
+        (
+            {"data__train": {"source": "train.jsonl"}},
+            EarlyOODError,
+            r"data\.train\.source: does not exist\. Got: 'train\.jsonl'",
+        ),
         ({"intervention__interval": 12}, ConfigurationError, "no layer would be released before training ends"),
-        ({"intervention__probe": {"size": 4, "batch_size": 8}}, ConfigurationError, "probe"),
+        (
+            {"intervention__probe": {"size": 4, "batch_size": 8}},
+            ConfigurationError,
+            "probe set is smaller than a batch",
+        ),
         ({"intervention__probe": {"size": 65, "batch_size": 8}}, ConfigurationError, "larger than the training set"),
         ({"intervention__initial": ["classifier"]}, ConfigurationError, "nothing to train in this model"),
         ({"training__optim": "adamw_nonsense"}, ConfigurationError, "adamw_nonsense"),
@@ -137,7 +149,7 @@ def test_model_without_blocks(project):
     from transformers import BertModel
 
     BertModel(config).save_pretrained(project / "model")
-    with pytest.raises(EarlyOODError, match="block"):
+    with pytest.raises(EarlyOODError, match=r"No list of blocks was found in BertForSequenceClassification.*blocks="):
         experiment.check(run_config(project))
 
 

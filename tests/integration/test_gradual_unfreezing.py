@@ -111,13 +111,15 @@ def test_frozen_before_training_is_refused_where_the_optimizer_lacks_layers(tmp_
         trainer.train()
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("stop", [1, 2, 3, 5, 9])
-def test_resume_with_fixed_interval_is_bit_identical(tmp_path, stop):
-    whole = make_trainer(tmp_path / "whole", [GradualUnfreezingCallback(interval=2)])
+def test_resume_with_fixed_interval_is_bit_identical(tmp_path, stop, accumulation):
+    settings = {"gradient_accumulation_steps": accumulation}
+    whole = make_trainer(tmp_path / "whole", [GradualUnfreezingCallback(interval=2)], **settings)
     whole.train()
-    first = make_trainer(tmp_path / "cut", [GradualUnfreezingCallback(interval=2), StopAfter(stop)])
+    first = make_trainer(tmp_path / "cut", [GradualUnfreezingCallback(interval=2), StopAfter(stop)], **settings)
     first.train()
-    second = make_trainer(tmp_path / "cut", [GradualUnfreezingCallback(interval=2)])
+    second = make_trainer(tmp_path / "cut", [GradualUnfreezingCallback(interval=2)], **settings)
     second.train(resume_from_checkpoint=True)
     assert not differences(outcome(whole), outcome(second))
 
