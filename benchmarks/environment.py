@@ -5,12 +5,11 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import asdict
-from datetime import datetime, timezone
 from typing import Any
 
 import torch
 
-from hf_early_ood.environment import capture_environment
+from hf_early_ood.environment import capture_environment, timestamp
 
 
 def environment() -> dict[str, Any]:
@@ -19,6 +18,6 @@ def environment() -> dict[str, Any]:
     return {
         **asdict(capture_environment(device=device)),
         "threads": torch.get_num_threads(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": timestamp(),
         "command": shlex.join(["python", *sys.argv]),
     }

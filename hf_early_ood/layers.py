@@ -17,9 +17,10 @@ from torch import nn
 
 from hf_early_ood.errors import ConfigurationError, UnsupportedModelError, did_you_mean
 from hf_early_ood.freezing import requires_grad_set
-from hf_early_ood.layer_check import check_stage, observed_modules, quiet
+from hf_early_ood.layer_check import check_stage, observed_modules
 from hf_early_ood.layer_groups import LayerGroup, LayerGroups, filled
 from hf_early_ood.layer_rules import HEAD, assign
+from hf_early_ood.probes.isolation import eval_mode
 
 __all__ = ["LayerGroup", "LayerGroups", "check_layer_groups", "find_layer_groups"]
 
@@ -176,7 +177,7 @@ def check_layer_groups(model: nn.Module, inputs: Mapping[str, Any], groups: Laye
     groups = find_layer_groups(model) if groups is None else groups
     parameters = {name: p for group in groups for name, p in group.parameters.items()}
     observed = observed_modules(model, groups)
-    with quiet(model), torch.enable_grad():
+    with eval_mode(model), torch.enable_grad():
         for lowest in reversed(range(len(groups))):
             trainable = [name for group in groups[lowest:] for name in group.parameters]
             with requires_grad_set(parameters, trainable):

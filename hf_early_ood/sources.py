@@ -15,9 +15,8 @@ from datasets import Dataset, DatasetDict, Features, load_dataset, load_from_dis
 from datasets.exceptions import DatasetsError
 
 from hf_early_ood.bundled import BUNDLED_PREFIX, load_bundled
+from hf_early_ood.config.checks import FILE_SUFFIXES
 from hf_early_ood.errors import ConfigurationError, DataError, did_you_mean
-
-FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from hf_early_ood.evaluation.statistics import (
     summarize_runs,
 )
 from hf_early_ood.names import LABELS
+from hf_early_ood.probes.isolation import eval_mode
 from hf_early_ood.results import EvaluationRecord, MetricValue, OODSummary, WorstSet
 from hf_early_ood.results import SplitEvaluation as SplitRecord
 
@@ -200,7 +200,7 @@ def model_predictor(
         batches = [longest_first[start : start + batch_size] for start in range(0, len(longest_first), batch_size)]
         logits = []
         # no_grad, not inference_mode: what a model caches in its forward pass must stay usable for training.
-        with _eval_mode(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             for indices in tqdm(batches, desc="Evaluating", disable=None, leave=False):  # None: only on a terminal
                 batch = collator([examples[int(index)] for index in indices])
                 output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
@@ -210,20 +210,6 @@ def model_predictor(
         return ordered
 
     return predict
-
-
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; outside every module is in the mode it was in, and random numbers go on as if nothing ran."""
-    training = {name: module.training for name, module in model.named_modules()}
-    devices = {parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"}
-    model.eval()
-    try:
-        with torch.random.fork_rng(sorted(index for index in devices if index is not None)):
-            yield
-    finally:
-        for name, module in model.named_modules():
-            module.training = training[name]
 
 
 def _targets(split: str, dataset: Dataset, column: str) -> IntArray:

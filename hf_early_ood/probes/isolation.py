@@ -39,6 +39,28 @@ def random_state_kept() -> Iterator[None]:
 
 
 @contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode; the mode of every module and the global random generators are put back at the end.
+
+    Example:
+        >>> layer = nn.Sequential(nn.Dropout()).train()
+        >>> with eval_mode(layer):
+        ...     print(layer[0].training)
+        False
+        >>> layer[0].training
+        True
+    """
+    training = {module: module.training for module in model.modules()}
+    with random_state_kept():
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+
+
+@contextmanager
 def isolated(model: nn.Module) -> Iterator[None]:
     """Put the model in eval mode inside the block and restore everything else a measurement may touch.
 
