@@ -25,6 +25,7 @@ MEASURES: dict[str, Callable[..., Any]] = {
 }
 # Given by whoever measures, not by the settings of a measure.
 _OWN = ("model", "batches", "seed", "groups")
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
 
 def check_measures(measures: Iterable[str], settings: Mapping[str, Mapping[str, Any]]) -> None:
@@ -45,10 +46,40 @@ def check_measures(measures: Iterable[str], settings: Mapping[str, Mapping[str, 
     for name, values in settings.items():
         if name not in chosen:
             raise ConfigurationError("Settings for a measure that is not taken.", got=name, allowed=", ".join(chosen))
-        known = [key for key in inspect.signature(MEASURES[name]).parameters if key not in _OWN]
-        for key in values:
+        known = {key: value for key, value in inspect.signature(MEASURES[name]).parameters.items() if key not in _OWN}
+        for key, value in values.items():
             if key not in known:
                 raise ConfigurationError(f"Unknown setting of {name}.", got=key, fix=did_you_mean(str(key), known))
+            default = known[key].default
+            fits = isinstance(value, bool) == isinstance(default, bool) and isinstance(value, type(default))
+            if not fits and not (type(default) is float and type(value) is int):
+                raise ConfigurationError(
+                    f"{key} of {name} is not usable.",
+                    got=repr(value),
+                    allowed=f"{_KINDS[type(default)]}, such as {default!r}",
+                )
+
+
+def needs_labels(name: str, settings: Mapping[str, Any] | None = None) -> bool:
+    """Whether a measure reads the labels of the data.
+
+    A task can need them whatever the measure is: in masked language modeling only they tell what is predicted.
+
+    Args:
+        name: A key of `MEASURES`.
+        settings: Its further arguments.
+
+    Example:
+        >>> needs_labels("fisher_trace"), needs_labels("fisher_trace", {"labels": "empirical"})
+        (False, True)
+        >>> needs_labels("average_sharpness"), needs_labels("gauss_newton_trace")
+        (True, False)
+    """
+    values = {key: item.default for key, item in inspect.signature(MEASURES[name]).parameters.items()}
+    values |= settings or {}
+    if "labels" in values:
+        return values["labels"] == "empirical"
+    return values.get("matrix", "hessian") == "hessian"
 
 
 def measure(

@@ -6,6 +6,7 @@ balls around u = 0 and Gaussian noise are symmetric in every coordinate.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -67,7 +68,7 @@ def measured_parameters(model: nn.Module, parameters: str) -> dict[str, nn.Param
 class PerturbedWeights:
     """Weights that can be moved to w + c * u and back to w; made by `perturbed`.
 
-    A point u is a list of tensors in the order of the parameters, in float32 or better.
+    A point u is one flat tensor per device, the weights on it in their order, in float32 or better.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], original: Mapping[str, Tensor], adaptive: bool) -> None:
@@ -78,18 +79,37 @@ class PerturbedWeights:
 
     def zero(self) -> list[Tensor]:
         """The point u = 0."""
-        return [torch.zeros_like(w, dtype=_full(w.dtype)) for w in self._original]
+        sizes: dict[torch.device, int] = {}
+        for weight in self._original:
+            sizes[weight.device] = sizes.get(weight.device, 0) + weight.numel()
+        dtype = functools.reduce(torch.promote_types, {_full(weight.dtype) for weight in self._original})
+        return [torch.zeros(size, dtype=dtype, device=device) for device, size in sizes.items()]
 
-    def pulled_back(self, gradient: Sequence[Tensor | None]) -> list[Tensor]:
-        """Gradient with respect to u, given that with respect to the weights: times c; zero where there is none."""
-        result = []
-        for g, original in zip(gradient, self._original, strict=True):
+    def by_parameter(self, point: Sequence[Tensor]) -> list[Tensor]:
+        """The point as one view per parameter, of its shape."""
+        begin = {flat.device: 0 for flat in point}
+        flats = {flat.device: flat for flat in point}
+        views = []
+        for weight in self._original:
+            at, device = begin[weight.device], weight.device
+            views.append(flats[device][at : at + weight.numel()].view(weight.shape))
+            begin[device] += weight.numel()
+        return views
+
+    def pull_back(self, gradient: Sequence[Tensor | None], into: Sequence[Tensor]) -> None:
+        """Gradient with respect to u from that with respect to the weights: times c; zero where there is none.
+
+        Args:
+            gradient: One tensor per parameter, or None.
+            into: A point, written over.
+        """
+        for g, original, view in zip(gradient, self._original, self.by_parameter(into), strict=True):
             if g is None:
-                result.append(torch.zeros_like(original, dtype=_full(original.dtype)))
+                view.zero_()
+            elif self._adaptive:
+                torch.mul(g.to(view.dtype), original, out=view)
             else:
-                g = g.to(_full(original.dtype))
-                result.append(g * original if self._adaptive else g)
-        return result
+                view.copy_(g)
 
     def move_to(self, point: Iterable[Tensor]) -> None:
         """Set the weights to w + c * u.

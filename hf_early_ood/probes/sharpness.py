@@ -6,7 +6,7 @@ L(w) is the mean over examples of the negative log-likelihood of their given lab
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hf_early_ood.errors import ConfigurationError, NonFiniteError, ProbeError
 from hf_early_ood.freezing import requires_grad_set
-from hf_early_ood.probes.apgd import NORMS, Ball, Point, ascend
+from hf_early_ood.probes.apgd import NORMS, Ball, Evaluate, Point, ascend
 from hf_early_ood.probes.batches import num_rows
 from hf_early_ood.probes.given_loss import GivenLoss, mean_loss
 from hf_early_ood.probes.isolation import isolated
@@ -207,8 +207,8 @@ def worst_case_sharpness(
     search itself, like the ball, does not depend on how layers are scaled if c = |w|. The value is the largest
     over the points visited *after* the start. It is a lower bound of the maximum, which is never below 0; a
     negative one says that the search found no ascent and that ``steps`` are too few or rho too large for it. It
-    costs ``steps`` forward and backward passes and one forward pass, and holds about six copies of the measured
-    weights: the original, four points, two gradients, less what they share.
+    costs ``steps`` forward and backward passes and one forward pass, and holds up to seven copies of the measured
+    weights: the original, three points, two gradients, and the gradient that the backward pass returns.
 
     Args:
         model: A model that `GivenLoss` knows the loss of; unwrapped, not DDP.
@@ -260,10 +260,10 @@ def worst_case_sharpness(
         for index, batch in enumerate(data):
             start = weights.zero()
             if random_start:
-                weights.move_to(start)
+                weights.move_to(weights.by_parameter(start))
                 with torch.no_grad():
                     clean.append(loss.of_batch(batch, index))
-                start = _random_point(measured, start, ball, seed)
+                _randomize(dict(zip(measured, weights.by_parameter(start), strict=True)), ball, seed)
             objective = _objective(loss, weights, measured, batch, index, random_start)
             visited = ascend(objective, start, ball, steps)
             if not random_start:
@@ -299,26 +299,26 @@ def _objective(
     batch: Batch,
     index: int,
     moved: bool,
-) -> Callable[[Point, bool], tuple[float, Point | None]]:
+) -> Evaluate:
     """Loss of one batch and its gradient with respect to u, for `ascend`; ``moved``: the first point is not w."""
     at_start = True
 
-    def evaluate(point: Point, with_gradient: bool) -> tuple[float, Point | None]:
+    def evaluate(point: Point, gradient: Point | None) -> float:
         nonlocal at_start
-        weights.move_to(point)
-        with torch.set_grad_enabled(with_gradient):
+        weights.move_to(weights.by_parameter(point))
+        with torch.set_grad_enabled(gradient is not None):
             losses = loss.per_example(batch)
         value = mean_loss(losses, index, moved=moved or not at_start)
-        if not with_gradient:
-            return value, None
+        if gradient is None:
+            return value
         found: Sequence[Tensor | None] = [None] * len(measured)
         if losses.requires_grad:
             found = torch.autograd.grad(losses.mean(), list(measured.values()), allow_unused=True)
-        gradient = weights.pulled_back(found)
+        weights.pull_back(found, gradient)
         if at_start:
             _check_gradient(gradient, index, moved)
             at_start = False
-        return value, gradient
+        return value
 
     return evaluate
 
@@ -341,13 +341,16 @@ def _check_gradient(gradient: Point, index: int, moved: bool) -> None:
         )
 
 
-def _random_point(measured: Mapping[str, nn.Parameter], like: Point, ball: Ball, seed: int) -> list[Tensor]:
-    """A point of norm rho in a random direction (L2), or uniform in the cube (L-infinity)."""
-    draws = [noise(name, u, draw=0, seed=seed) for name, u in zip(measured, like, strict=True)]
-    if ball.norm == "linf":
-        return [torch.erf(draw.div_(math.sqrt(2))).mul_(ball.radius) for draw in draws]
-    length = math.sqrt(squared_norm(draws))
-    return [draw.mul_(ball.radius / length) for draw in draws]
+def _randomize(point: Mapping[str, Tensor], ball: Ball, seed: int) -> None:
+    """Fill a point, by parameter: of norm rho in a random direction (L2), or uniform in the cube (L-infinity)."""
+    for name, u in point.items():
+        u.copy_(noise(name, u, draw=0, seed=seed))
+        if ball.norm == "linf":
+            u.div_(math.sqrt(2)).erf_().mul_(ball.radius)
+    if ball.norm == "l2":
+        length = math.sqrt(squared_norm(list(point.values())))
+        for u in point.values():
+            u.mul_(ball.radius / length)
 
 
 def _materialized(batches: Iterable[Batch]) -> tuple[list[Batch], list[int]]:

@@ -10,6 +10,7 @@ from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from hf_early_ood.errors import ConfigurationError, ProbeError
+from hf_early_ood.probes import apgd
 from hf_early_ood.probes.apgd import Ball, Point, ascend, checkpoints
 from hf_early_ood.probes.isolation import weights_kept
 from hf_early_ood.probes.perturbation import measured_parameters, noise, perturbed, squared_norm
@@ -82,7 +83,7 @@ def test_moved_and_mirrored(dtype: torch.dtype, adaptive: bool) -> None:
                     rtol=2 * torch.finfo(dtype).eps,
                     atol=4 * torch.finfo(dtype).eps,
                 )
-        weights.move_to(weights.zero())
+        weights.move_to(weights.by_parameter(weights.zero()))
         assert bits(model) == before
     assert bits(model) == before
 
@@ -93,7 +94,10 @@ def test_pulled_back_is_the_chain_rule() -> None:
     x = torch.randn(4, 3, dtype=torch.float64)
     g = torch.autograd.grad(model(x).square().sum(), list(parameters.values()))
     with perturbed(parameters, adaptive=True) as weights:
-        pulled = weights.pulled_back([g[0], None])
+        point = weights.zero()
+        point[0].fill_(7.0)  # what is there is written over
+        weights.pull_back([g[0], None], point)
+        pulled = weights.by_parameter(point)
     u = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
     w = model.weight.detach()
     (expected,) = torch.autograd.grad((x @ (w + w * u).t() + model.bias.detach()).square().sum(), u)
@@ -196,12 +200,17 @@ class Quadratic:
         self.matrix, self.slope = matrix, slope
         self.points: list[Tensor] = []
 
-    def __call__(self, point: Point, with_gradient: bool) -> tuple[float, Point | None]:
+    def __call__(self, point: Point, gradient: Point | None) -> float:
         x = torch.cat(point)
-        self.points.append(x.clone())
-        gradient = self.matrix @ x + self.slope
-        value = float(x @ (self.matrix @ x)) / 2 + float(self.slope @ x)
-        return value, list(gradient.split([2, 4])) if with_gradient else None
+        self.points.append(x)
+        if gradient is not None:
+            write(gradient, self.matrix @ x + self.slope)
+        return float(x @ (self.matrix @ x)) / 2 + float(self.slope @ x)
+
+
+def write(point: Point, values: Tensor) -> None:
+    for tensor, part in zip(point, values.split([t.numel() for t in point]), strict=True):
+        tensor.copy_(part)
 
 
 def quadratic(seed: int) -> Quadratic:
@@ -272,11 +281,38 @@ def test_a_search_without_success_is_negative() -> None:
     assert ascend(f, start(), Ball("l2", 1.0), 3).best < 0
 
 
-def test_the_start_is_not_changed_and_a_flat_function_is_no_error() -> None:
-    begin = start()
-    visited = ascend(lambda x, g: (1.0, [torch.zeros_like(t) for t in x]), begin, Ball("l2", 1.0), 15)
-    assert visited.best == 1.0
-    assert not any(t.any() for t in begin)
+def test_a_flat_function_is_no_error() -> None:
+    def flat(point: Point, gradient: Point | None) -> float:
+        if gradient is not None:
+            write(gradient, torch.zeros(6))
+        return 1.0
+
+    assert ascend(flat, start(), Ball("l2", 1.0), 15).best == 1.0
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_pieces_make_no_difference(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, pieces = quadratic(3), quadratic(3)
+    ascend(whole, start(), Ball(norm, 0.5), 15)
+    monkeypatch.setattr(apgd, "_PIECE", 1)
+    ascend(pieces, start(), Ball(norm, 0.5), 15)
+    torch.testing.assert_close(torch.stack(pieces.points), torch.stack(whole.points), rtol=1e-12, atol=1e-12)
+
+
+def test_weights_of_several_types_make_one_point() -> None:
+    """float32 or better for all, in the shapes and the order of the parameters."""
+    parameters = {
+        "a": nn.Parameter(torch.ones(2, 3, dtype=torch.bfloat16)),
+        "b": nn.Parameter(torch.ones((), dtype=torch.float64)),
+        "c": nn.Parameter(torch.ones(4)),
+    }
+    with perturbed(parameters, adaptive=False) as weights:
+        (flat,) = point = weights.zero()
+        flat.copy_(torch.arange(11.0))
+        assert [tuple(view.shape) for view in weights.by_parameter(point)] == [(2, 3), (), (4,)]
+        weights.move_to(weights.by_parameter(point))
+        assert flat.dtype == torch.float64
+        assert torch.cat([p.detach().double().flatten() for p in parameters.values()]).tolist() == list(range(1, 12))
 
 
 @pytest.mark.parametrize(
@@ -292,9 +328,11 @@ def test_when_steps_are_halved(values: list[float], halved: bool) -> None:
     script = iter(values + [0.0] * 20)
     asked = []
 
-    def evaluate(point: Point, with_gradient: bool) -> tuple[float, Point]:
+    def evaluate(point: Point, gradient: Point | None) -> float:
         asked.append(torch.cat(point))
-        return next(script), [torch.ones(2).double(), torch.ones(4).double()]
+        if gradient is not None:
+            write(gradient, torch.ones(6))
+        return next(script)
 
     visited = ascend(evaluate, start(), Ball("linf", 1.0), 15)
     assert visited.step_sizes[:5] == (2.0,) * 4 + ((1.0,) if halved else (2.0,))
