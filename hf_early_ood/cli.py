@@ -1,4 +1,4 @@
-"""``hf-early-ood``: run, study, validate, schedule. Heavy imports are inside the commands: ``--help`` is quick."""
+"""``hf-early-ood``: run, study, validate, schedule, probe. Heavy imports are in the commands: ``--help`` is quick."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from hf_early_ood import __version__
+from hf_early_ood import __version__, names
 from hf_early_ood.errors import ConfigurationError, EarlyOODError
 
 USER_ERROR = 2
 INTERRUPTED = 130
+# Options of `probe` that are fields of the request.
+_PROBE_KEYS = (
+    "measures", "text", "text_pair", "label", "label_names", "size", "batch_size", "max_length", "parameters", "seed",
+    "dtype", "revision", "tokenizer", "allow_new_head",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,7 +97,79 @@ def build_parser() -> argparse.ArgumentParser:
     schedule.add_argument("--file", type=Path, help="show this schedule file instead")
     schedule.add_argument("--output", type=Path, help="write the schedule here")
     schedule.set_defaults(command=_schedule, takes_overrides=False)
+    _add_probe(commands)
     return parser
+
+
+def _add_probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    what = "measure a saved model, or every checkpoint of a training"
+    probe = commands.add_parser(
+        "probe",
+        help=what,
+        description=f"{what.capitalize()}, on the same examples with the same random numbers: Fisher trace, sharpness,"
+        " curvature. Weights are measured in float32 and as a whole: what was frozen in training is not known to a"
+        " saved model.",
+        epilog="Rerun with the same --output to measure what is missing. Exit status 1: a model could not be measured.",
+    )
+    probe.add_argument(
+        "path",
+        metavar="PATH",
+        help="folder of a saved model or adapter, or with checkpoint-<step> folders (a series); or a name on the Hub",
+    )
+    data = probe.add_argument_group("examples")
+    data.add_argument(
+        "--data",
+        required=True,
+        metavar="SOURCE",
+        help="a file, a save_to_disk folder, bundled:vader-icwsm2014, or a name on the Hub: texts, or tokenized"
+        " (with a column input_ids) for any task",
+    )
+    data.add_argument("--split", help="split inside the source")
+    data.add_argument("--data-name", metavar="NAME", help="configuration of a data set on the Hub")
+    data.add_argument("--data-revision", metavar="REVISION", help="revision of a data set on the Hub")
+    data.add_argument("--text", metavar="COLUMN", help="column of the text (text)")
+    data.add_argument("--text-pair", metavar="COLUMN", help="column of the second text, for pairs")
+    data.add_argument("--label", metavar="COLUMN", help="column of the label (label, where a measure needs labels)")
+    data.add_argument(
+        "--label-names", nargs="+", metavar="NAME", help="label of each class, where the model has only LABEL_0, ..."
+    )
+    data.add_argument("--size", type=int, help="number of examples (128)")
+    data.add_argument("--batch-size", type=int, help="examples per forward pass (32)")
+    data.add_argument("--max-length", type=int, help="longest text in tokens (128, or what the tokenizer takes)")
+    data.add_argument("--tokenizer", metavar="NAME", help="name or folder, where none is beside the model")
+
+    measures = probe.add_argument_group("measures")
+    measures.add_argument(
+        "--measures",
+        nargs="+",
+        metavar="MEASURE",
+        help="fisher_trace (the default), average_sharpness, worst_case_sharpness, hessian_trace, gauss_newton_trace,"
+        " hessian_top_eigenvalue",
+    )
+    measures.add_argument(
+        "--settings", nargs="+", default=[], metavar="MEASURE.KEY=VALUE", help="such as average_sharpness.rho=0.05"
+    )
+    measures.add_argument(
+        "--parameters",
+        help="trainable (the default): everything in a full model, the adapter in a PEFT one; or all",
+    )
+    measures.add_argument("--seed", type=int, help="of the choice of examples and of the measures (0)")
+
+    model = probe.add_argument_group("model")
+    model.add_argument("--dtype", help="float32 (the default), float64, bfloat16 or float16, whatever was saved")
+    model.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    model.add_argument("--revision", help="revision of a model on the Hub")
+    model.add_argument(
+        "--allow-new-head",
+        action="store_true",
+        default=None,
+        help="give an encoder without a head a random classification head: the start of fine-tuning",
+    )
+    output = probe.add_argument_group("output")
+    output.add_argument("--output", type=Path, metavar="FOLDER", help="write dynamics.jsonl, probe.json and pictures")
+    output.add_argument("--dry-run", action="store_true", help="check everything and say what would be measured")
+    output.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    probe.set_defaults(command=_probe, takes_overrides=False)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -191,6 +269,67 @@ def _schedule(options: argparse.Namespace) -> int:
         write_text(options.output, schedule.to_yaml())
         print(f"Written to {options.output}", file=sys.stderr)
     return 0
+
+
+def _probe(options: argparse.Namespace) -> int:
+    from hf_early_ood.atomic import dumps
+    from hf_early_ood.probing import ProbeRequest, check_probe, probe_checkpoints
+    from hf_early_ood.report.measurements import draw_measurements, measurement_tables
+    from hf_early_ood.sources import SplitSpec
+
+    data = SplitSpec(options.data, split=options.split, name=options.data_name, revision=options.data_revision)
+    given: dict[str, Any] = {key: getattr(options, key) for key in _PROBE_KEYS}
+    given |= {key: tuple(given[key]) for key in ("measures", "label_names") if given[key] is not None}
+    known = {key: value for key, value in given.items() if value is not None}
+    request = ProbeRequest(options.path, data, settings=_settings(options.settings), **known)
+    where: dict[str, Any] = {"output": options.output, "device": options.device}
+    if options.dry_run:
+        print(check_probe(request, **where))
+        return 0
+    report = probe_checkpoints(request, command=options.command_line, **where)
+    model_names = {model.step: model.name for model in report.models}
+    pictures = [] if options.output is None else draw_measurements(report.measurements, options.output)
+    if options.json:
+        print(dumps(report, indent=2))
+    else:
+        for table in measurement_tables(report.measurements, model_names):
+            print(table.text() + "\n")
+    for name, error in report.failures.items():
+        print(f"{name} could not be measured: {error}", file=sys.stderr if options.json else sys.stdout)
+    if options.output is not None and not options.json:
+        files = ", ".join([names.DYNAMICS_FILE, names.PROBE_FILE, *(path.name for path in pictures)])
+        print(f"Everything is in {options.output}: {files}.")
+    return 1 if report.failures else 0
+
+
+def _settings(words: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """``measure.key=value`` words as nested settings.
+
+    Example:
+        >>> _settings(["average_sharpness.rho=0.05", "average_sharpness.adaptive=true"])
+        {'average_sharpness': {'rho': 0.05, 'adaptive': True}}
+    """
+    import yaml
+
+    from hf_early_ood.schedules import parse_number
+
+    settings: dict[str, dict[str, Any]] = {}
+    for word in words:
+        path, equals, text = word.partition("=")
+        measure, dot, key = path.partition(".")
+        if not (equals and dot and measure and key and text):
+            raise ConfigurationError(
+                "A setting is not usable.", got=word, allowed="MEASURE.KEY=VALUE, such as average_sharpness.rho=0.05"
+            )
+        if key in settings.setdefault(measure, {}):
+            raise ConfigurationError("A setting is given twice.", got=path)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigurationError("The value of a setting is not YAML.", got=word) from error
+        # YAML takes 1e-3 for a word.
+        settings[measure][key] = parse_number(value) if isinstance(value, str) else value
+    return settings
 
 
 def _is_main_process() -> bool:

@@ -102,7 +102,7 @@ def load_split(
     *,
     text: str = TEXT,
     text_pair: str | None = None,
-    label: str = LABEL,
+    label: str | None = LABEL,
     label_names: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Dataset:
@@ -115,13 +115,13 @@ def load_split(
         spec: Where the examples are.
         text: Column of the text. Bundled data has its own columns: ``text`` and ``label``.
         text_pair: Column of the second text, for pairs.
-        label: Column of the label.
+        label: Column of the label; ``None`` loads texts only.
         label_names: Label of each class id; ``None`` takes those of this split: the ``ClassLabel`` names, or the
             sorted values of the whole split (before sub-sampling).
         seed: Decides which examples ``max_examples`` keeps (their order stays; a smaller number keeps a subset).
 
     Returns:
-        Data set with columns text, (text_pair,) label (``ClassLabel``).
+        Data set with columns text, (text_pair,) (label, a ``ClassLabel``).
 
     Raises:
         DataError: If something is not there, a text is missing or blank, or a label is missing or not known.
@@ -134,20 +134,23 @@ def load_split(
     if spec.is_bundled:
         if text_pair is not None:
             raise DataError(f"{spec.source} has no text pairs.", got=f"text_pair={text_pair}", fix="Leave it out.")
-        text, label = TEXT, LABEL
-    columns = {TEXT: text, **({} if text_pair is None else {TEXT_PAIR: text_pair}), LABEL: label}
-    dataset = read_source(spec, list(columns.values()))
+        text, label = TEXT, None if label is None else LABEL
+    columns = {TEXT: text, **({} if text_pair is None else {TEXT_PAIR: text_pair})}
+    dataset = read_source(spec, [*columns.values(), *([] if label is None else [label])])
     if len(dataset) == 0:
         raise DataError("The split is empty.", got=spec, fix="Check the source, or leave the split out.")
 
-    own_names = _own_label_names(dataset, label) if label_names is None else list(label_names)
+    if label is not None and label_names is None:
+        label_names = _own_label_names(dataset, label)
     if spec.max_examples is not None and spec.max_examples < len(dataset):
         chosen = np.random.default_rng(seed).permutation(len(dataset))[: spec.max_examples]
         dataset = dataset.select(np.sort(chosen))
 
-    values = {role: _texts(dataset, column) for role, column in columns.items() if role != LABEL}
-    features = {role: Value("string") for role in values} | {LABEL: ClassLabel(names=own_names)}
-    return Dataset.from_dict({**values, LABEL: _label_ids(dataset, label, own_names)}, features=Features(features))
+    values: dict[str, list[Any]] = {role: _texts(dataset, column) for role, column in columns.items()}
+    features: dict[str, Any] = {role: Value("string") for role in values}
+    if label is not None and label_names is not None:
+        values[LABEL], features[LABEL] = _label_ids(dataset, label, label_names), ClassLabel(names=list(label_names))
+    return Dataset.from_dict(values, features=Features(features))
 
 
 def load_splits(

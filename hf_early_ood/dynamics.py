@@ -76,7 +76,7 @@ def read_dynamics(path: str | PathLike[str]) -> Dynamics:
             elif event == "decision":
                 decision = DecisionRecord.from_dict({key: data[key] for key in data if key not in ("event", "source")})
             else:
-                item = _measurement(data)
+                item = measurement_of(data)
                 measurements[item.step, item.measure] = item
         except (ResumeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ResumeError(
@@ -91,7 +91,16 @@ def read_dynamics(path: str | PathLike[str]) -> Dynamics:
     )
 
 
-def _measurement(data: Mapping[str, Any]) -> Measurement:
+def measurement_of(data: Mapping[str, Any]) -> Measurement:
+    """What a line of the series says; further keys of it are left out.
+
+    Raises:
+        TypeError: A value has another type.
+
+    Example:
+        >>> measurement_of({"step": 5, "measure": "fisher_trace", "value": 2.5, "details": {}}).value
+        2.5
+    """
     known = {item.name for item in fields(Measurement)}
     values = {key: value for key, value in data.items() if key in known}
     values["trainable"] = tuple(data.get("trainable", ()))

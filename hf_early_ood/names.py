@@ -42,6 +42,9 @@ MODEL_FOLDER = "model"
 STUDY_FILE = "study.json"
 VERDICT_FILE = "verdict.txt"
 
+# File of a folder with measurements of saved models
+PROBE_FILE = "probe.json"
+
 # Signals
 FISHER_TRACE = "fisher_trace"
 

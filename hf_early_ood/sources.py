@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,30 +80,49 @@ def read_source(spec: SplitSpec, columns: Sequence[str]) -> Dataset:
         >>> read_source(SplitSpec("bundled:vader-icwsm2014", split="nyt"), ["text", "label"]).num_rows
         1535
     """
+    opened = _open(spec)
+    if isinstance(opened, Path):
+        return _read_file(opened, columns)
+    _check_columns(opened.column_names, columns)
+    return opened.select_columns(list(columns)).with_format(None)  # a saved format would turn labels into tensors
+
+
+def column_names(spec: SplitSpec) -> list[str]:
+    """Names of the columns of a split, in its order.
+
+    Raises:
+        DataError: As for `read_source`.
+
+    Example:
+        >>> column_names(SplitSpec("bundled:vader-icwsm2014", split="nyt"))
+        ['id', 'text', 'rating', 'label']
+    """
+    opened = _open(spec)
+    return _file_columns(opened) if isinstance(opened, Path) else opened.column_names
+
+
+def _open(spec: SplitSpec) -> Dataset | Path:
+    """The split with all columns, or the path of the file that it is."""
     path = Path(spec.source).expanduser()
     if spec.is_bundled:
         _refuse(spec, "bundled data", "name", "revision")
-        data = load_bundled(spec.source)
-        dataset = _only_split(spec, data)
-    elif path.suffix.lower() in FILE_SUFFIXES and not path.is_dir():
+        return _only_split(spec, load_bundled(spec.source))
+    if path.suffix.lower() in FILE_SUFFIXES and not path.is_dir():
         _refuse(spec, "a file", "split", "name", "revision")
         if not path.is_file():
             raise DataError("The file is not there.", got=spec.source, fix="Check the path.")
-        return _read_file(path, columns)
-    elif path.is_dir():
+        return path
+    if path.is_dir():
         _refuse(spec, "a local folder", "name", "revision")
-        dataset = _read_folder(spec, path)
-    elif spec.source.startswith((".", "/", "~")):
+        return _read_folder(spec, path)
+    if spec.source.startswith((".", "/", "~")):
         raise DataError(
             "There is no such file or folder.",
             got=spec.source,
             allowed=f"files {', '.join(FILE_SUFFIXES)}, folders of save_to_disk",
             fix="Check the path.",
         )
-    else:
-        dataset = _read_hub(spec)
-    _check_columns(dataset.column_names, columns)
-    return dataset.select_columns(list(columns)).with_format(None)  # a saved format would turn labels into tensors
+    return _read_hub(spec)
 
 
 def _refuse(spec: SplitSpec, kind: str, *fields: str) -> None:
@@ -169,22 +189,43 @@ def _read_hub(spec: SplitSpec) -> Dataset:
 
 
 def _read_file(path: Path, columns: Sequence[str]) -> Dataset:
-    suffix = path.suffix.lower()
-    try:
-        if suffix == ".parquet":
+    with _named_in_errors(path):
+        if path.suffix.lower() == ".parquet":
             return _read_parquet(path, columns)
-        if suffix in (".csv", ".tsv"):
-            rows = _read_delimited(path, _UnquotedTabs if suffix == ".tsv" else csv.excel)
-        else:
-            rows = _read_json(path)
-        if not rows:
-            raise DataError("The file has no examples.", got=path)
-        _check_columns(list(dict.fromkeys(key for row in rows for key in row)), columns)
+        rows = _read_rows(path)
+        _check_columns(_keys(rows), columns)
         return Dataset.from_dict({column: [row.get(column) for row in rows] for column in columns})
+
+
+def _file_columns(path: Path) -> list[str]:
+    with _named_in_errors(path):
+        return pq.read_schema(path).names if path.suffix.lower() == ".parquet" else _keys(_read_rows(path))
+
+
+@contextmanager
+def _named_in_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except UnicodeDecodeError as error:
         raise DataError("The file is not UTF-8.", got=f"{path}: {error}", fix="Save it as UTF-8.") from error
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError("The file cannot be read as a table.", got=f"{path}: {error}") from error
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file that is not Parquet."""
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        rows = _read_delimited(path, _UnquotedTabs if suffix == ".tsv" else csv.excel)
+    else:
+        rows = _read_json(path)
+    if not rows:
+        raise DataError("The file has no examples.", got=path)
+    return rows
+
+
+def _keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row))
 
 
 def _read_parquet(path: Path, columns: Sequence[str]) -> Dataset:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import pytest
 
 from hf_early_ood import names
 from hf_early_ood.cli import USER_ERROR, main
+from hf_early_ood.dynamics import read_dynamics
 from hf_early_ood.results import read_run
+from tests.probing.saved import make_checkpoints
 from tests.tiny_project import make_project, run_settings, save_model, study_settings, write_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -123,6 +126,74 @@ def test_schedule_checks_the_length(tmp_path, capsys):
 def test_schedule_of_a_model_that_is_not_there(capsys):
     assert main(["schedule", "--model", "./nowhere"]) == USER_ERROR
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_probe_prints_a_table_and_writes_the_folder(tmp_path, capsys):
+    project = make_checkpoints(tmp_path)
+    command = ["probe", str(project / "out"), "--data", str(project / "train.jsonl"), "--size", "8"]
+    command += ["--batch-size", "4", "--measures", "fisher_trace", "average_sharpness"]
+    command += ["--settings", "average_sharpness.num_draws=2", "average_sharpness.rho=1e-3"]
+    command += ["--output", str(project / "probe")]
+    assert main([*command, "--dry-run"]) == 0
+    assert "checkpoint-10 (update 10): can be measured" in capsys.readouterr().out
+    assert not (project / "probe").exists()
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines() if "checkpoint-" in line] == [
+        "checkpoint-2", "checkpoint-4", "checkpoint-10",
+    ] * 2  # fmt: skip
+    assert f"Everything is in {project / 'probe'}: dynamics.jsonl, probe.json, fisher_trace.png" in printed
+    assert {path.name for path in (project / "probe").iterdir()} == {
+        "dynamics.jsonl", "probe.json", "fisher_trace.png", "average_sharpness.png",
+    }  # fmt: skip
+    assert len(read_dynamics(project / "probe" / names.DYNAMICS_FILE).of("average_sharpness")) == 3
+    record = json.loads((project / "probe" / names.PROBE_FILE).read_text())
+    assert record["request"]["settings"] == {"average_sharpness": {"num_draws": 2, "rho": 0.001}}
+    assert record["command"].startswith("hf-early-ood probe ")
+    assert main([*command, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["measurements"]) == 6
+
+
+def test_probe_of_one_model_shows_its_layers(tmp_path, capsys):
+    project = make_checkpoints(tmp_path, steps=(2,))
+    command = ["probe", str(project / "out" / "checkpoint-2"), "--data", str(project / "train.jsonl")]
+    assert main([*command, "--size", "8", "--batch-size", "4", "--output", str(project / "probe")]) == 0
+    printed = capsys.readouterr().out
+    assert "checkpoint-2, 8 examples" in printed
+    assert "block.1" in printed
+    assert (project / "probe" / "fisher_trace.png").is_file()
+
+
+def test_probe_with_a_broken_checkpoint_ends_with_1(tmp_path, capsys):
+    project = make_checkpoints(tmp_path, steps=(2, 4))
+    (project / "out" / "checkpoint-4" / "model.safetensors").write_bytes(b"cut off")
+    command = ["probe", str(project / "out"), "--data", str(project / "train.jsonl"), "--size", "8"]
+    assert main([*command, "--batch-size", "4"]) == 1
+    printed = capsys.readouterr().out
+    assert "checkpoint-2  " in printed
+    assert "checkpoint-4 could not be measured: The model cannot be loaded" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--measures", "fisher"], "Did you mean 'fisher_trace'"),
+        (["--settings", "rho=1"], "MEASURE.KEY=VALUE"),
+        (["--settings", "fisher_trace.labels=[1"], "not YAML"),
+        (["--settings", "fisher_trace.labels=a", "fisher_trace.labels=b"], "given twice"),
+        (["--settings", "fisher_trace.labels=sampld"], "Did you mean 'sampled'"),
+        (["--text", "txt"], "Did you mean 'text'"),
+        (["--label", "stars"], "A column is not there. Got: stars"),
+        (["--size", "1000"], "Use size=64 or less"),
+    ],
+)
+def test_errors_of_probe(tmp_path, capsys, arguments, message):
+    project = make_checkpoints(tmp_path, steps=(2,))
+    command = ["probe", str(project / "out"), "--data", str(project / "train.jsonl"), "--size", "8"]
+    assert main([*command, "--batch-size", "4", *arguments]) == USER_ERROR
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") or "\nerror: " in printed
+    assert message in printed
 
 
 def test_there_are_recipes():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
 from pathlib import Path
 
 from hf_early_ood.errors import ConfigurationError, UnsupportedModelError, did_you_mean
+from hf_early_ood.folders import sha256
 
 BUNDLED_PREFIX = "bundled:"
 BUNDLED_MODEL = "bundled:all-MiniLM-L6-v2"
@@ -82,8 +82,4 @@ def _model_folder() -> Path:
 @functools.lru_cache(maxsize=4)
 def _sha256(path: Path, size: int, modified: int) -> str:
     """Hash of a file; size and time of change are part of the key, so that a changed file is read again."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return sha256(path)

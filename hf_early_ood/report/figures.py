@@ -17,13 +17,15 @@ from matplotlib.ticker import MaxNLocator
 from hf_early_ood.atomic import replacing
 from hf_early_ood.dynamics import Measurement
 from hf_early_ood.errors import DataError
-from hf_early_ood.names import FISHER_TRACE, ID_TEST
+from hf_early_ood.names import ID_TEST
+from hf_early_ood.report.layout import measure_title
 from hf_early_ood.report.tables import split_label
 from hf_early_ood.report.verdict import ood_sets
 from hf_early_ood.results import DecisionRecord, MetricValue, StageRecord, StudyRecord
 
 _DPI = 150
 _WIDTH = 8.0  # inches: 1200 pixels
+_DECADES = 30  # largest value over smallest, from which on an axis is logarithmic
 _INK, _MUTED, _GRID = "#1c2733", "#5b6875", "#e3e7eb"
 _POINT, _AVERAGE, _DECISION = "#8fb3d9", "#174a7c", "#b3400a"
 _TRAINABLE, _FROZEN = "#2a7f8e", "#eceff1"
@@ -123,7 +125,7 @@ def _draw_signal(axes: Axes, series: Sequence[Measurement], decision: DecisionRe
     if missing:
         bottom = axes.get_xaxis_transform()
         axes.plot(missing, [0.03] * len(missing), "x", color=_DECISION, transform=bottom, label="not finite", zorder=5)
-    name = "Fisher trace" if series[0].measure == FISHER_TRACE else series[0].measure.replace("_", " ")
+    name = measure_title(series[0].measure)
     axes.set_title(f"{name}, per parameter" if normalized else name, loc="left", color=_INK, fontsize=11, pad=10)
     axes.legend(
         loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, frameon=False, fontsize=9, borderaxespad=0.2,
@@ -134,7 +136,7 @@ def _draw_signal(axes: Axes, series: Sequence[Measurement], decision: DecisionRe
 def _scale(axes: Axes, values: Sequence[float]) -> None:
     """Limits with headroom for the label of the decision; logarithmic where the values span decades."""
     low, high = min(values), max(values)
-    if low > 0 and high / low > 30:
+    if low > 0 and high / low > _DECADES:
         axes.set_yscale("log")
         span = math.log10(high / low)
         axes.set_ylim(low / 10 ** (0.08 * span), high * 10 ** (0.3 * span))
@@ -211,6 +213,88 @@ def _bottom_to_top(
         return outside, [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
     return sorted(named, key=place)
+
+
+def series_figure(series: Sequence[Measurement], path: str | PathLike[str]) -> None:
+    """Draw one measure over the updates, with its standard error where it has one.
+
+    Args:
+        series: Measurements of one kind, by update.
+        path: The PNG file.
+
+    Raises:
+        DataError: If there is no measurement.
+    """
+    if not series:
+        raise DataError("There is no measurement to draw.")
+    figure = Figure(figsize=(_WIDTH, 3.6), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    _style(axes)
+    points = [(item.step, item.value, item.standard_error) for item in series if item.value is not None]
+    steps, values = [step for step, _, _ in points], [value for _, value, _ in points]
+    axes.plot(steps, values, color=_AVERAGE, lw=1.6, marker="o", ms=4.5, mew=0, zorder=3)
+    if any(error for _, _, error in points):
+        errors = [error or 0.0 for _, _, error in points]
+        axes.errorbar(steps, values, errors, fmt="none", color=_POINT, lw=1.6, capsize=3, zorder=2, label="± 1 s.e.")
+    if values and min(values) > 0 and max(values) / min(values) > _DECADES:
+        axes.set_yscale("log")
+    missing = [item.step for item in series if item.value is None]
+    if missing:
+        bottom = axes.get_xaxis_transform()
+        axes.plot(missing, [0.03] * len(missing), "x", color=_DECISION, transform=bottom, label="no value", zorder=5)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(
+            loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False, fontsize=9, borderaxespad=0.2,
+            labelcolor=_INK,
+        )  # fmt: skip
+    axes.set_title(measure_title(series[0].measure), loc="left", color=_INK, fontsize=11, pad=10)
+    axes.set_xlabel("updates")
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png")
+
+
+def groups_figure(item: Measurement, path: str | PathLike[str]) -> None:
+    """Draw how much each layer group has of one measure, the lowest group at the bottom.
+
+    Args:
+        item: A measurement with values of its groups.
+        path: The PNG file.
+
+    Raises:
+        DataError: If it has none.
+    """
+    if not item.per_group:
+        raise DataError("The measurement has no values of layer groups to draw.", got=item.measure)
+    groups, values = list(item.per_group), [value or 0.0 for value in item.per_group.values()]
+    figure = Figure(figsize=(_WIDTH, 1.2 + 0.28 * len(groups)), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    _style(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8))
+    axes.grid(visible=False, axis="y")
+    axes.barh(range(len(groups)), values, color=_TRAINABLE, height=0.72, zorder=2)
+    axes.axvline(0, color=_MUTED, lw=0.8, zorder=3)
+    for row, value in enumerate(item.per_group.values()):
+        text = "no value" if value is None else f"{value:.3g}"
+        left = value is not None and value < 0
+        axes.annotate(
+            text, (value or 0.0, row), xytext=(-4 if left else 4, 0), textcoords="offset points", fontsize=8.5,
+            color=_MUTED, va="center_baseline", ha="right" if left else "left",
+        )  # fmt: skip
+    # Room for the numbers at the ends of the longest bars.
+    low, high = min(0.0, *values), max(0.0, *values)
+    span = (high - low) or 1.0
+    axes.set_xlim(low - (0.1 if low < 0 else 0) * span, high + 0.1 * span)
+    axes.set_yticks(range(len(groups)), groups, fontsize=8.5)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(-0.6, len(groups) - 0.4)
+    total = "no value" if item.value is None else f"{item.value:.4g}"
+    axes.set_title(
+        f"{measure_title(item.measure)} by layer group, {total} in total", loc="left", color=_INK, fontsize=11
+    )
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png")
 
 
 def comparison_figure(study: StudyRecord, path: str | PathLike[str]) -> None:

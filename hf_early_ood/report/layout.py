@@ -134,6 +134,19 @@ def share(part: float | None, whole: float | None) -> str:
     return f"{100 * part / whole:.1f}%"
 
 
+def measure_title(measure: str) -> str:
+    """What a reader calls a measure.
+
+    Example:
+        >>> measure_title("hessian_top_eigenvalue")
+        'Hessian top eigenvalue'
+        >>> measure_title("gauss_newton_trace")
+        'Gauss-Newton trace'
+    """
+    words = measure.replace("gauss_newton", "gauss-Newton").replace("_", " ")
+    return words[:1].upper() + words[1:]
+
+
 def _blocks(sizes: Sequence[int], width: int) -> list[list[int]]:
     """Columns, the first left out, that fit side by side."""
     blocks: list[list[int]] = [[]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,7 +69,20 @@ def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: i
         )
     if len(dataset) == 0:
         raise DataError("There are no examples to tokenize.", fix="Leave the split out.")
-    shortest = tokenizer.num_special_tokens_to_add(pair=TEXT_PAIR in dataset.column_names) + 1
+    check_max_length(tokenizer, max_length, pair=TEXT_PAIR in dataset.column_names)
+    # Not `Dataset.map`, whose progress bars are not quiet outside of a terminal.
+    starts = tqdm(range(0, len(dataset), _CHUNK), desc="Tokenizing", disable=None, leave=False)
+    chunks = [_encode(dataset[start : start + _CHUNK], tokenizer, max_length) for start in starts]
+    return concatenate_datasets(chunks).add_column(LABELS, dataset[LABEL][:], feature=dataset.features[LABEL])
+
+
+def check_max_length(tokenizer: PreTrainedTokenizerBase, max_length: int, *, pair: bool = False) -> None:
+    """Refuse a length that leaves no text, or that is more than the tokenizer says its model takes.
+
+    Raises:
+        ConfigurationError: With the range that is allowed.
+    """
+    shortest = tokenizer.num_special_tokens_to_add(pair=pair) + 1
     if not shortest <= max_length <= tokenizer.model_max_length:
         raise ConfigurationError(
             "max_length does not fit the tokenizer.",
@@ -76,11 +90,6 @@ def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: i
             allowed=f"{shortest} to {tokenizer.model_max_length}",
             fix="Set max_length within this range.",
         )
-
-    # Not `Dataset.map`, whose progress bars are not quiet outside of a terminal.
-    starts = tqdm(range(0, len(dataset), _CHUNK), desc="Tokenizing", disable=None, leave=False)
-    chunks = [_encode(dataset[start : start + _CHUNK], tokenizer, max_length) for start in starts]
-    return concatenate_datasets(chunks).add_column(LABELS, dataset[LABEL][:], feature=dataset.features[LABEL])
 
 
 def _encode(batch: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
@@ -264,19 +273,7 @@ def load_classifier(
     if len(label_names) < 2 or len(set(label_names)) != len(label_names):
         raise DataError("Labels are not usable.", got=list(label_names), allowed="two or more different names")
     path = resolve_model(model_name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-    except (OSError, ValueError) as error:
-        raise _not_loaded("tokenizer", model_name, error) from error
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise UnsupportedModelError(
-                "The tokenizer has neither a padding nor an end-of-sequence token.",
-                got=model_name,
-                fix="Save a tokenizer with a padding token beside the model.",
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-
+    tokenizer = load_tokenizer(model_name, revision=revision)
     set_seed(seed)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its load report lists the new head as a problem; what is one is raised below
@@ -291,7 +288,7 @@ def load_classifier(
             **model_arguments,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise _not_loaded("model", model_name, error) from error
+        raise not_loaded("model", model_name, error) from error
     finally:
         logging.set_verbosity(verbosity)
     _check_new_weights(model, model_name, loaded["missing_keys"])
@@ -300,7 +297,47 @@ def load_classifier(
     return model, tokenizer
 
 
-def _not_loaded(what: str, model_name: str, error: Exception) -> UnsupportedModelError:
+def load_tokenizer(model_name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Tokenizer of a model; without a padding token (decoder-only models) it pads with its end-of-sequence token.
+
+    Args:
+        model_name: As for ``load_classifier``.
+        revision: Revision on the Hub.
+
+    Raises:
+        UnsupportedModelError: If there is none, or if it has neither a padding nor an end-of-sequence token.
+
+    Example:
+        >>> load_tokenizer("bundled:all-MiniLM-L6-v2").pad_token
+        '[PAD]'
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model(model_name), revision=revision)
+    except (OSError, ValueError) as error:
+        raise not_loaded("tokenizer", model_name, error) from error
+    folder = Path(resolve_model(model_name))
+    files = {"tokenizer.json", "tokenizer_config.json", *tokenizer.vocab_files_names.values()}
+    if folder.is_dir() and not any((folder / name).is_file() for name in files):
+        # transformers makes one of special tokens only, to which every word is unknown.
+        raise UnsupportedModelError(
+            "The folder holds no tokenizer.",
+            got=folder,
+            allowed=f"a folder with one of {', '.join(sorted(files))}",
+            fix="Save the tokenizer beside the model (the Trainer does if it gets processing_class=tokenizer).",
+        )
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UnsupportedModelError(
+                "The tokenizer has neither a padding nor an end-of-sequence token.",
+                got=model_name,
+                fix="Save a tokenizer with a padding token beside the model.",
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def not_loaded(what: str, model_name: str, error: Exception) -> UnsupportedModelError:
+    """The error for what ``from_pretrained`` could not load."""
     return UnsupportedModelError(
         f"The {what} cannot be loaded: {error}",
         got=model_name,
@@ -347,7 +384,7 @@ def empty_classifier(model_name: str, *, num_labels: int = 2, revision: str | No
     try:
         config = AutoConfig.from_pretrained(resolve_model(model_name), revision=revision, num_labels=num_labels)
     except (OSError, ValueError) as error:
-        raise _not_loaded("config", model_name, error) from error
+        raise not_loaded("config", model_name, error) from error
     with torch.device("meta"):
         return AutoModelForSequenceClassification.from_config(config)
 

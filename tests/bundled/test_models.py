@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def test_other_weights_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_weights_that_change_are_hashed_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     weights = _fake_package(monkeypatch, tmp_path)
     weights.write_bytes(b"right")
-    monkeypatch.setattr(models, "WEIGHTS_SHA256", models.hashlib.sha256(b"right").hexdigest())
+    monkeypatch.setattr(models, "WEIGHTS_SHA256", hashlib.sha256(b"right").hexdigest())
     assert resolve_model(BUNDLED_MODEL) == str(tmp_path / "model")
     weights.write_bytes(b"wrong!")
     with pytest.raises(UnsupportedModelError, match="not the recorded ones"):

@@ -1,0 +1,108 @@
+"""Which saved models a path means: one model, or the checkpoints of a training in the order of their updates."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from hf_early_ood import names
+from hf_early_ood.bundled import BUNDLED_PREFIX, resolve_model
+from hf_early_ood.checkpoints import checkpoints, completed_updates, step_of
+from hf_early_ood.errors import DataError
+from hf_early_ood.folders import sha256
+from hf_early_ood.results import read_run
+
+logger = logging.getLogger(__name__)
+
+_MODEL_FILES = ("config.json", "adapter_config.json")
+_WEIGHTS = ("*.safetensors", "*.bin")
+_NO_WEIGHTS = ("training_args.bin",)
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model on disk or on the Hub.
+
+    Attributes:
+        step: Completed updates; 0 where they are not known.
+        path: A folder, ``bundled:all-MiniLM-L6-v2``, or a name on the Hub.
+        name: What a reader calls it.
+    """
+
+    step: int
+    path: str
+    name: str
+
+    def weights_sha256(self) -> str | None:
+        """Hash of the weight files; None if there are none on this machine."""
+        files = {file for pattern in _WEIGHTS for file in Path(resolve_model(self.path)).glob(pattern)}
+        found = sorted(file for file in files if file.name not in _NO_WEIGHTS)
+        return sha256(*found) if found else None
+
+
+def find_saved_models(name: str) -> tuple[SavedModel, ...]:
+    """The models that a path or a name stands for, by update.
+
+    A folder with ``checkpoint-<step>`` folders is a series; in the output folder of a recipe, so is the final
+    ``model`` if it is that of the last update. Any other folder must hold a model; its update is read from
+    ``trainer_state.json`` or from its name.
+
+    Args:
+        name: A folder, ``bundled:all-MiniLM-L6-v2``, or a name on the Hub.
+
+    Raises:
+        DataError: A folder that is not there, or that holds no model.
+
+    Example:
+        >>> find_saved_models("distilbert/distilbert-base-uncased")[0].step
+        0
+    """
+    folder = Path(name).expanduser()
+    if name.startswith(BUNDLED_PREFIX) or not folder.exists():
+        if name.startswith((".", "/", "~")):
+            raise DataError("There is no such folder.", got=name, fix="Check the path.")
+        return (SavedModel(0, name, name),)
+    if not folder.is_dir():
+        raise DataError("A saved model is a folder.", got=name, fix="Give the folder that the file is in.")
+    models = {step: SavedModel(step, str(path), path.name) for step, path in checkpoints(folder).items()}
+    final = _final_model(folder)
+    if final is not None:
+        models.setdefault(final.step, final)
+    if models:
+        if _holds_model(folder):
+            logger.info("%s holds a model beside its checkpoints; only the checkpoints are measured.", folder)
+        return tuple(models[step] for step in sorted(models))
+    if _holds_model(folder):
+        return (SavedModel(_step(folder), str(folder), folder.resolve().name),)
+    entries = sorted(path.name for path in folder.iterdir())
+    shown = ", ".join(entries[:8]) + (", ..." if len(entries) > 8 else "")
+    raise DataError(
+        "The folder holds no saved model and no checkpoint.",
+        got=f"{folder}, with {shown}" if entries else f"{folder}, which is empty",
+        allowed=f"a folder with {' or '.join(_MODEL_FILES)}, or with folders named {PREFIX_CHECKPOINT_DIR}-<step>",
+        fix="Train with save_strategy='steps' and save_total_limit=None to keep a series of checkpoints.",
+    )
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in _MODEL_FILES)
+
+
+def _final_model(folder: Path) -> SavedModel | None:
+    """The model that a run of ours ended with; None if there is none, or if an earlier update was chosen."""
+    path, results = folder / names.MODEL_FOLDER, folder / names.RESULTS_FILE
+    if not (_holds_model(path) and results.is_file()):
+        return None
+    record = read_run(results)
+    last = record.evaluation is not None and record.evaluation.selected_by == "last update"
+    if record.training is None or not last:
+        return None
+    return SavedModel(record.training.updates, str(path), path.name)
+
+
+def _step(folder: Path) -> int:
+    """Completed updates of one saved model, as far as it says."""
+    return completed_updates(folder) or step_of(folder.resolve()) or 0
