@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -17,19 +16,20 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_early_ood import names
 from hf_early_ood.atomic import replacing, write_text
 from hf_early_ood.bundled.models import BUNDLED_MODEL, WEIGHTS_SHA256
+from hf_early_ood.checkpoints import completed_updates, last_whole_checkpoint
 from hf_early_ood.config import RunConfig, load_run
 from hf_early_ood.data import Splits, load_splits
 from hf_early_ood.dynamics import read_dynamics
 from hf_early_ood.environment import capture_environment, timestamp
 from hf_early_ood.errors import ConfigurationError, EarlyOODError, ResumeError
 from hf_early_ood.evaluation.suites import SuiteEvaluation, evaluate_splits, model_predictor
+from hf_early_ood.folders import check_writable, differing_keys, is_free
 from hf_early_ood.layers import find_layer_groups
 from hf_early_ood.report.figures import signal_figure
 from hf_early_ood.results import (
@@ -139,9 +139,8 @@ def claim(folder: Path, config: RunConfig) -> RunRecord | None:
     Raises:
         ResumeError: The folder holds another run, or something else.
     """
-    _check_writable(folder)
-    # What a killed process has left unfinished counts for nothing.
-    if not folder.exists() or all(".tmp" in file.name and file.name.startswith(".") for file in folder.iterdir()):
+    check_writable(folder)
+    if is_free(folder):
         return None
     fix = "Give another output_dir, or delete the folder."
     if not (folder / names.CONFIG_FILE).is_file():
@@ -150,9 +149,10 @@ def claim(folder: Path, config: RunConfig) -> RunRecord | None:
         )
     theirs = load_run(folder / names.CONFIG_FILE)
     if theirs.fingerprint() != config.fingerprint():
+        differing = [key for key in differing_keys(theirs.to_dict(), config.to_dict()) if key != "output_dir"]
         raise ResumeError(
             "The output folder belongs to another run.",
-            got=f"{folder}, which differs in {', '.join(_differing_keys(theirs.to_dict(), config.to_dict()))}",
+            got=f"{folder}, which differs in {', '.join(differing)}",
             fix=fix,
         )
     results = folder / names.RESULTS_FILE
@@ -161,17 +161,6 @@ def claim(folder: Path, config: RunConfig) -> RunRecord | None:
         return None
     _check_data(record, load(config), folder)
     return record
-
-
-def _check_writable(folder: Path) -> None:
-    """Find out before training that nothing could be written."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ConfigurationError(
-            "The output folder cannot be written.",
-            got=f"{folder}: {there} is {'not writable' if there.is_dir() else 'no folder'}",
-            fix="Give another output_dir.",
-        )
 
 
 def _check_data(record: RunRecord, splits: Splits, folder: Path) -> None:
@@ -249,21 +238,17 @@ def _train_and_evaluate(config: RunConfig, material: Material, folder: Path, pro
     progress.parts["data"] = _data_record(material.splits)
     progress.parts["model"] = _model_record(config, material.model)
 
-    checkpoint, updates = last_whole_checkpoint(folder), count_updates(arguments, len(material.tokenized[names.TRAIN]))
-    train_loss = None
+    checkpoint = last_whole_checkpoint(folder)
+    done = 0 if checkpoint is None else completed_updates(checkpoint)
     with progress.phase("train"):
-        if checkpoint is None or not _is_complete(checkpoint, updates):
-            output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-            train_loss = float(output.training_loss)
-        else:  # stopped between training and results: the Trainer would make one more update
-            material.model.load_state_dict(type(material.model).from_pretrained(checkpoint).state_dict())
-            trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     history = trainer.state.log_history
     progress.parts["training"] = TrainingRecord(
         updates=trainer.state.global_step,
         epochs=float(trainer.state.epoch or 0.0),
         seconds=progress.seconds["train"],
-        train_loss=train_loss,
+        # Of this process: after a stop between training and results there was nothing left to train.
+        train_loss=float(output.training_loss) if trainer.state.global_step != done else None,
         seconds_per_stage={str(stage): seconds for stage, seconds in timer.seconds.items()},
         loss_curve=tuple((int(entry["step"]), entry["loss"]) for entry in history if "loss" in entry),
     )
@@ -323,28 +308,6 @@ class _Progress:
             **self.parts,
             **status,
         )
-
-
-def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; what a killed process has begun is removed.
-
-    transformers writes a checkpoint in place, and its ``trainer_state.json`` last.
-    """
-    found = sorted(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for checkpoint in reversed(found):
-        try:
-            json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            logger.warning("%s was not written to its end and is removed.", checkpoint)
-            if PartialState().is_main_process:
-                shutil.rmtree(checkpoint)
-            continue
-        return checkpoint
-    return None
-
-
-def _is_complete(checkpoint: Path, updates: int) -> bool:
-    return json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"] >= updates
 
 
 def _record_unfreezing(
@@ -413,13 +376,3 @@ def read_predictions(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     with np.load(path) as arrays:
         splits = [key.removesuffix("/labels") for key in arrays if key.endswith("/labels")]
         return {split: (arrays[f"{split}/labels"], arrays[f"{split}/predictions"]) for split in splits}
-
-
-def _differing_keys(first: Any, second: Any, path: str = "") -> list[str]:
-    if isinstance(first, dict) and isinstance(second, dict):
-        return [
-            name
-            for key in sorted(first.keys() | second.keys())
-            for name in _differing_keys(first.get(key), second.get(key), f"{path}.{key}".lstrip("."))
-        ]
-    return [] if first == second or path == "output_dir" else [path]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import overload
@@ -136,9 +136,15 @@ class LayerGroups(Sequence[LayerGroup]):
         Raises:
             ConfigurationError: Nothing requires a gradient.
         """
-        kept = [
-            LayerGroup(group.name, {n: p for n, p in group.parameters.items() if p.requires_grad}) for group in self
-        ]
+        return self.only({name for group in self for name, p in group.parameters.items() if p.requires_grad})
+
+    def only(self, names: Collection[str]) -> LayerGroups:
+        """The same groups with only the parameters of these names; empty groups are dropped.
+
+        Raises:
+            ConfigurationError: Nothing is left.
+        """
+        kept = [LayerGroup(group.name, {n: p for n, p in group.parameters.items() if n in names}) for group in self]
         return LayerGroups(filled(kept), aliases=self._aliases, tied_above=self._tied_above, notes=self._notes)
 
     def table(self) -> str:

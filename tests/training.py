@@ -71,6 +71,7 @@ def make_trainer(
     trainer_class: type[Trainer] = Trainer,
     arguments_class: type[TrainingArguments] = TrainingArguments,
     dataset: Dataset | None = None,
+    eval_dataset: Dataset | None = None,
     compute_metrics: Any = None,
     **arguments: Any,
 ) -> Trainer:
@@ -97,6 +98,7 @@ def make_trainer(
         model=model,
         args=arguments_class(**settings),
         train_dataset=dataset if dataset is not None else Rows(),
+        eval_dataset=eval_dataset,
         callbacks=callbacks,
         compute_metrics=compute_metrics,
     )

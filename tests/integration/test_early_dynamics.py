@@ -60,10 +60,11 @@ def test_all_measures_leave_no_trace_with_lora(tmp_path):
     assert not differences(outcome(measured), outcome(plain))
 
 
-def test_series_is_written_and_logged_beside_unfreezing(tmp_path):
+@pytest.mark.parametrize("first", ["measures", "freezes"])
+def test_series_is_written_and_logged_beside_unfreezing(tmp_path, first):
     unfreezing = GradualUnfreezingCallback(interval=2)
     callback = EarlyDynamicsCallback(every=2, until=6, **PROBE)
-    trainer = make_trainer(tmp_path, [callback, unfreezing])
+    trainer = make_trainer(tmp_path, [callback, unfreezing] if first == "measures" else [unfreezing, callback])
     trainer.train()
     series = read_dynamics(tmp_path / "dynamics.jsonl")
     assert [item.step for item in series.of("fisher_trace")] == [0, 2, 4, 6]

@@ -1,0 +1,44 @@
+"""torch.compile and layers that change between frozen and trainable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+# A stage is compiled for training and for evaluation.
+_PER_STAGE = 2
+
+
+def recompilation_allowed(num_stages: int) -> Callable[[], None]:
+    """Make room for one more compilation of the model per stage and mode; return how to undo it.
+
+    A compiled model is guarded by the flags of its parameters, so that every stage compiles it anew. Above
+    ``torch._dynamo.config.recompile_limit``, 8 by default, PyTorch goes on without compiling, which only its log tells.
+
+    Args:
+        num_stages: Stages of the schedule; the recompilations for other reasons keep the room they had.
+
+    Example:
+        >>> from torch._dynamo import config
+        >>> before = config.recompile_limit
+        >>> undo = recompilation_allowed(12)
+        >>> config.recompile_limit - before
+        24
+        >>> undo()
+        >>> config.recompile_limit == before
+        True
+    """
+    config = torch._dynamo.config
+    limit, accumulated = config.recompile_limit, config.accumulated_recompile_limit
+    config.recompile_limit = limit + _PER_STAGE * num_stages
+    config.accumulated_recompile_limit = accumulated + _PER_STAGE * num_stages
+    logger.info(f"torch.compile compiles the model anew in each of the {num_stages} stages.")
+
+    def undo() -> None:
+        config.recompile_limit, config.accumulated_recompile_limit = limit, accumulated
+
+    return undo
