@@ -14,11 +14,14 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 from hf_early_ood import names
 from hf_early_ood.atomic import write_json
 from hf_early_ood.callbacks.recording import RecordingCallback
+from hf_early_ood.callbacks.rewrapping import ddp_of, rewrap
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
+from hf_early_ood.checkpoints import last_whole_checkpoint
 from hf_early_ood.errors import ConfigurationError, did_you_mean
 from hf_early_ood.evaluation.metrics import classification_metrics, predicted_classes
 from hf_early_ood.evaluation.suites import SuiteEvaluation, evaluate_splits
 from hf_early_ood.schedules import AUTO, parse_number
+from hf_early_ood.sharding import reshard, sharded_modules
 from hf_early_ood.tasks.sequence_classification import (
     SequenceClassificationLoss,
     is_sequence_classification,
@@ -78,6 +81,11 @@ class EarlyOODArguments(TrainingArguments):
     probe_seed: int = field(default=0, metadata={"help": "Draws the probe set and the labels."})
     probe_labels: str = field(default="sampled", metadata={"help": "sampled, expected, empirical or argmax."})
 
+    ddp_rewrap: bool = field(
+        default=False,
+        metadata={"help": "Build DistributedDataParallel anew at every stage: frozen layers are not communicated."},
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.intervention not in INTERVENTIONS:
@@ -122,7 +130,11 @@ class EarlyOODTrainer(Trainer):
     * ``evaluate`` on a dict of sets, for single-label classification: accuracy, balanced accuracy and macro-F1 of each,
       mean, worst and gap over the sets named ``ood/<name>`` in one entry of the log, and ``evaluation.json`` in the
       output folder with n and bootstrap intervals. OOD sets never select a checkpoint by themselves.
+    * ``resume_from_checkpoint=True`` takes the newest checkpoint that was written to its end, and a complete training
+      is not trained further.
     * ``auto_find_batch_size`` and a second ``train()`` start from the user's flags.
+    * With ``ddp_rewrap``, DistributedDataParallel knows the layers of the stage only: frozen ones are not communicated,
+      and need neither ``ddp_find_unused_parameters`` nor its search. Hooks on the wrapper itself are lost.
 
     Args:
         probe_dataset: Tokenized examples for the measurements; the training set by default.
@@ -171,21 +183,64 @@ class EarlyOODTrainer(Trainer):
                     callback.probe_dataset = self._probe_dataset
         if self.unfreezing is not None:
             self.unfreezing.checks_loss_scale = False  # compute_loss_func is right
+            self.unfreezing.rewrap_through(self._rewrap if self._rewraps else None)
+
+    @property
+    def _rewraps(self) -> bool:
+        return isinstance(self.args, EarlyOODArguments) and self.args.ddp_rewrap
+
+    def _rewrap(self) -> None:
+        rewrap(self.model_wrapped, self.accelerator.ddp_handler)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Build the optimizer, over every layer also when an earlier attempt was interrupted with some frozen."""
         self._equip_callbacks()  # a checkpoint may have brought new objects
+        if self.model is not None:
+            reshard(self.model)  # copies that an evaluation has left are not what is trained
         if self.unfreezing is not None and self.model is not None:
             self.unfreezing.release_leftovers(self.model)
         return super().create_optimizer(*args, **kwargs)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; the user's flags come back also if it is interrupted."""
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; the user's flags come back also if it is interrupted.
+
+        Args:
+            resume_from_checkpoint: A checkpoint; True: the newest in the output folder that was written to its end.
+            *args: As for ``Trainer.train``.
+            **kwargs: As for ``Trainer.train``.
+        """
+        if resume_from_checkpoint is True:
+            checkpoint = last_whole_checkpoint(str(self.args.output_dir))
+            resume_from_checkpoint = True if checkpoint is None else str(checkpoint)
         try:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             if self.unfreezing is not None and self.model is not None:
                 self.unfreezing.release_leftovers(self.model)
+                self.unfreezing.rewrap_through(None)  # the next Trainer may be another
+                if self._rewraps and ddp_of(self.model_wrapped) is not None:
+                    self.model_wrapped = self.model  # the wrapper knows the last stage only
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        """Train an epoch, unless a checkpoint of a complete training was resumed: it would get one more update."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return None
+        return super()._run_epoch(*args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load what a checkpoint holds: under FSDP2, PyTorch misses a state of layers that it sees as trainable."""
+        model: Any = self.model
+        if self.unfreezing is None or checkpoint is None or not sharded_modules(model):
+            super()._load_optimizer_and_scheduler(checkpoint)
+        else:
+            with self.unfreezing.as_saved(model, self.state):
+                super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save the random numbers of all ranks before ``trainer_state.json``, which marks a checkpoint as whole."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
 
     def _log_aside(self, values: dict[str, float]) -> None:
         """Log between the regular logs: ``Trainer.log`` alone would cancel the one that is due at this update."""

@@ -14,10 +14,13 @@ from hf_early_ood import names
 from hf_early_ood.callbacks.dynamics_log import DynamicsLog
 from hf_early_ood.callbacks.measuring import check_deterministic, from_main_process, measure_in_training
 from hf_early_ood.callbacks.recording import RecordingCallback, check_counts, check_same
+from hf_early_ood.callbacks.setups import check_shards
 from hf_early_ood.errors import ConfigurationError
+from hf_early_ood.freezing import frozen_by
 from hf_early_ood.layers import LayerGroups, find_layer_groups
 from hf_early_ood.probes.batches import ProbeSet
 from hf_early_ood.probes.measures import check_measures
+from hf_early_ood.sharding import reshard
 
 logger = logging.get_logger(__name__)
 
@@ -103,8 +106,9 @@ class EarlyDynamicsCallback(RecordingCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Choose the probe examples, make sure that they can be measured, take up the checkpoint's series."""
         model = kwargs["model"]
+        check_shards(model)
         saved = self._saved(state)
-        self._groups = find_layer_groups(model).trainable()
+        self._groups = _trainable_groups(model)
         self._probe_set = self._make_probe_set(model, kwargs["train_dataloader"])
         self._clock = _Clock()
         if saved is not None:
@@ -182,6 +186,15 @@ class EarlyDynamicsCallback(RecordingCallback):
         known = {name: value for name, value in values.items() if value is not None}
         if known:
             self._emitter(state)(known)
+
+
+def _trainable_groups(model: nn.Module) -> LayerGroups:
+    """The groups of all parameters that train at some time, also where another callback has frozen some already."""
+    reshard(model)
+    freezer, groups = frozen_by(model), find_layer_groups(model)
+    if freezer is None:
+        return groups.trainable()
+    return groups.only({name for parameters in freezer.managed.values() for name in parameters})
 
 
 class _Clock:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import nn
 from transformers.utils import logging
 
@@ -17,6 +18,11 @@ from hf_early_ood.probes.batches import ProbeSet
 from hf_early_ood.probes.isolation import isolated
 from hf_early_ood.probes.likelihood import likelihood_for
 from hf_early_ood.probes.measures import measure
+from hf_early_ood.probes.memory import is_out_of_memory
+from hf_early_ood.probes.ranks import RankShare, Share
+from hf_early_ood.sharding import gathered, is_distributed
+
+T = TypeVar("T")
 
 logger = logging.get_logger(__name__)
 
@@ -35,8 +41,11 @@ def measure_in_training(
 ) -> dict[str, Any]:
     """Take one measure of what trains now, as a record of the dynamics file with its ``seconds``.
 
+    Must be called on every rank: each measures some of the batches (all of them, for the curvature measures), and
+    every rank gets the record that one process would have made. ``seconds`` are those of the slowest rank.
+
     A measure that cannot be taken (NaN or infinity, no memory for it) is recorded as None, with a warning that says
-    why, and training goes on as it would have without the measurement.
+    why, on every rank, and training goes on as it would have without the measurement.
 
     Args:
         name: The measure.
@@ -50,10 +59,13 @@ def measure_in_training(
     Raises:
         ProbeError: If ``strict``, but not for NaN or infinity; always if a measurement changed the model.
     """
-    started = time.perf_counter()
-    device = next(model.parameters()).device
+    share = _share_of(probe_set)
     try:
-        record = measure(name, model, probe_set.to(device), groups, seed=seed, settings=settings)
+        # The share outside: whoever fails to gather the model still comes to the meeting of the ranks.
+        with share, _memory_explained(name), gathered(model):
+            device = next(model.parameters()).device
+            batches = probe_set.to(device)
+            record = measure(name, model, batches, groups, seed=seed, settings=settings, share=share)
         fallbacks = record["details"].get("fallbacks")
         if fallbacks:
             logger.warning_once(
@@ -73,7 +85,32 @@ def measure_in_training(
             "standard_error": None,
             "details": {"error": str(error)},
         }
-    return {**record, "seconds": time.perf_counter() - started}
+    return {**record, "seconds": share.seconds}
+
+
+@contextmanager
+def _memory_explained(name: str) -> Iterator[None]:
+    """Let a lack of memory be an error of the measurement, which training survives."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, ProbeError) or not is_out_of_memory(error):
+            raise
+        raise ProbeError(
+            f"There is no memory for {name}.",
+            got=str(error).splitlines()[0],
+            fix="Measure with smaller or shorter probe batches, or fewer parameters, or make room on the device.",
+        ) from error
+
+
+def _share_of(probe_set: ProbeSet) -> Share:
+    """The batches that this rank measures."""
+    if not is_distributed() or torch.distributed.get_world_size() == 1:
+        return Share()
+    # ZeRO may gather parameters in every pass: all ranks must make the same passes.
+    if AcceleratorState().distributed_type == DistributedType.DEEPSPEED:
+        return Share()
+    return RankShare(probe_set.batches)
 
 
 def check_deterministic(model: nn.Module, probe_set: ProbeSet) -> None:
@@ -82,21 +119,22 @@ def check_deterministic(model: nn.Module, probe_set: ProbeSet) -> None:
     Raises:
         ProbeError: The answers differ, though the model is in eval mode.
     """
-    device = next(model.parameters()).device
-    batch = {key: value.to(device) for key, value in probe_set.batches[0].items()}
     likelihood = likelihood_for(model)
-    with isolated(model), torch.no_grad():
+    # The share, of which nothing is asked, makes all ranks raise what one of them does.
+    with _share_of(probe_set), gathered(model), isolated(model), torch.no_grad():
+        device = next(model.parameters()).device
+        batch = {key: value.to(device) for key, value in probe_set.batches[0].items()}
         first, second = (likelihood.predictions(model(**likelihood.inputs(batch))) for _ in range(2))
-    if not torch.allclose(first, second, rtol=_SAME, atol=_SAME, equal_nan=True):
-        raise ProbeError(
-            "The model answers the same probe examples differently when asked twice in eval mode.",
-            got=f"log-probabilities that differ by up to {(first - second).abs().max().item():.3g}",
-            fix="Switch off what is random in the forward pass (dropout called as a function, sampling, noise).",
-        )
+        if not torch.allclose(first, second, rtol=_SAME, atol=_SAME, equal_nan=True):
+            raise ProbeError(
+                "The model answers the same probe examples differently when asked twice in eval mode.",
+                got=f"log-probabilities that differ by up to {(first - second).abs().max().item():.3g}",
+                fix="Switch off what is random in the forward pass (dropout called as a function, sampling, noise).",
+            )
 
 
-def from_main_process(record: dict[str, Any]) -> dict[str, Any]:
-    """Rank 0's record on every rank: all must take the same decision."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return broadcast_object_list([record], from_process=0)[0]
-    return record
+def from_main_process(value: T) -> T:
+    """Rank 0's value on every rank: all must measure the same examples, and take the same decision."""
+    if is_distributed():
+        return broadcast_object_list([value], from_process=0)[0]
+    return value

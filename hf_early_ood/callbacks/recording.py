@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from hf_early_ood.callbacks.dynamics_log import DynamicsLog
+from hf_early_ood.callbacks.measuring import from_main_process
 from hf_early_ood.errors import ConfigurationError, ResumeError
 from hf_early_ood.probes.batches import ProbeSet
 
@@ -21,7 +22,7 @@ Emit = Callable[[dict[str, float]], None]
 
 LABEL_COLUMNS = ("label", "labels", "label_ids")
 # Settings that do not change what is measured or trained: a checkpoint may have been made with others.
-HARMLESS = ("dynamics_file", "self_check")
+HARMLESS = ("dynamics_file", "self_check", "check_ranks")
 
 
 class RecordingCallback(TrainerCallback, ExportableState):
@@ -93,16 +94,17 @@ class RecordingCallback(TrainerCallback, ExportableState):
         if not isinstance(self.probe_dataset, Dataset):
             return self.probe_dataset
         inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        taken = {*inspect.signature(inner.forward).parameters, *LABEL_COLUMNS}
-        return self.probe_dataset.select_columns([c for c in self.probe_dataset.column_names if c in taken])
+        return self.probe_dataset.select_columns(taken_columns(inner.forward, self.probe_dataset.column_names))
 
     def _make_probe_set(self, model: nn.Module, dataloader: Any) -> ProbeSet:
-        return ProbeSet.from_dataset(
-            self._examples(model, dataloader),
-            dataloader.collate_fn,
-            size=self.settings["probe_size"],
-            batch_size=self.settings["probe_batch_size"],
-            seed=self.settings["probe_seed"],
+        return from_main_process(
+            ProbeSet.from_dataset(
+                self._examples(model, dataloader),
+                dataloader.collate_fn,
+                size=self.settings["probe_size"],
+                batch_size=self.settings["probe_batch_size"],
+                seed=self.settings["probe_seed"],
+            )
         )
 
     def _open_log(self, args: TrainingArguments, state: TrainerState) -> DynamicsLog:
@@ -114,6 +116,17 @@ class RecordingCallback(TrainerCallback, ExportableState):
         if self._report is not None:
             return self._report
         return lambda values: state.log_history.append({**values, "step": state.global_step})
+
+
+def taken_columns(forward: Callable[..., Any], columns: Iterable[str]) -> list[str]:
+    """Those of the columns of a data set that the ``forward`` of a model takes, or that a collator makes labels of.
+
+    Example:
+        >>> taken_columns(lambda input_ids, labels: None, ["text", "input_ids", "label"])
+        ['input_ids', 'label']
+    """
+    taken = {*inspect.signature(forward).parameters, *LABEL_COLUMNS}
+    return [column for column in columns if column in taken]
 
 
 def stateful_callbacks(state: TrainerState) -> dict[str, Any]:

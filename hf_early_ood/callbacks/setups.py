@@ -7,43 +7,75 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, is_compiled_module
 from peft import PeftModel
 from torch import nn
 from transformers import TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 from transformers.training_args import ParallelMode
 from transformers.utils import logging
 
 from hf_early_ood.errors import UnsupportedSetupError
+from hf_early_ood.sharding import is_split_otherwise, sharded_modules
 from hf_early_ood.tasks.sequence_classification import is_sequence_classification
 
 logger = logging.get_logger(__name__)
 
+_ALLOWED = "one process, DistributedDataParallel, or FSDP2"
 
-def check_launcher(args: TrainingArguments) -> None:
+
+def check_launcher(args: TrainingArguments, model: nn.Module, rewraps: bool = False) -> None:
     """Refuse launchers under which layers cannot change between frozen and trainable.
 
     Raises:
-        UnsupportedSetupError: DeepSpeed, FSDP, or DistributedDataParallel that cannot follow a changing graph.
+        UnsupportedSetupError: DeepSpeed, what `check_shards` refuses, or DistributedDataParallel that cannot follow a
+            changing graph.
     """
-    kind = _distributed_type()
-    if args.deepspeed or kind == DistributedType.DEEPSPEED:
+    if args.deepspeed or _distributed_type() == DistributedType.DEEPSPEED:
         raise UnsupportedSetupError(
             "Gradual unfreezing cannot run under DeepSpeed: ZeRO fills the missing gradients of frozen layers with"
             " zeros, and weight decay and momentum would move them.",
             got="deepspeed is set in TrainingArguments or in the accelerate configuration",
-            allowed="one process, or DistributedDataParallel",
-            fix="Launch with DistributedDataParallel (no deepspeed setting).",
+            allowed=_ALLOWED,
+            fix="Shard with FSDP2 instead of ZeRO: accelerate launch --use_fsdp --fsdp_version 2, or"
+            ' TrainingArguments(fsdp=True, fsdp_config={"version": 2}), without a deepspeed setting.',
         )
-    if args.fsdp or kind in (DistributedType.FSDP, DistributedType.MEGATRON_LM):
+    check_shards(model)
+    if sharded_modules(model):
+        _check_fsdp2(args)
+    elif args.parallel_mode == ParallelMode.DISTRIBUTED:
+        _check_ddp(args, rewraps)
+
+
+def check_shards(model: nn.Module) -> None:
+    """Refuse models whose parameters are split in a way in which groups of them can be neither frozen nor measured.
+
+    Raises:
+        UnsupportedSetupError: FSDP1, Megatron-LM, tensor parallelism, or FSDP2 around a compiled model.
+    """
+    kind, is_fsdp2 = _distributed_type(), bool(sharded_modules(model))
+    if kind == DistributedType.FSDP and not is_fsdp2:
         raise UnsupportedSetupError(
-            "Gradual unfreezing does not run on sharded parameters.",
-            got=f"fsdp={args.fsdp}, distributed type {kind}",
-            allowed="one process, or DistributedDataParallel",
-            fix="Launch with DistributedDataParallel (no fsdp setting, here or in the accelerate configuration).",
+            "FSDP1 joins the parameters of a module into one, which is frozen or trained as a whole from the start.",
+            got="FSDP version 1",
+            allowed=_ALLOWED,
+            fix='Use FSDP2: "fsdp_version: 2" in the accelerate configuration (accelerate launch --fsdp_version 2), or'
+            ' fsdp_config={"version": 2} in TrainingArguments.',
         )
-    if args.parallel_mode == ParallelMode.DISTRIBUTED:
-        _check_ddp(args)
+    if kind == DistributedType.MEGATRON_LM or is_split_otherwise(model):
+        raise UnsupportedSetupError(
+            "Layer groups cannot be told apart in parameters that tensor parallelism has split.",
+            got=f"distributed type {kind}",
+            allowed=_ALLOWED,
+            fix="Launch without tensor parallelism.",
+        )
+    if is_fsdp2 and any(is_compiled_module(module) for module in model.modules()):
+        raise UnsupportedSetupError(
+            "FSDP2 around a compiled model is not supported: its parameters cannot be gathered for the self-check and"
+            " the measurements.",
+            got="torch.compile",
+            fix="Set torch_compile=False, and dynamo_backend: 'NO' in the accelerate configuration.",
+        )
 
 
 def _distributed_type() -> DistributedType:
@@ -51,17 +83,29 @@ def _distributed_type() -> DistributedType:
     return AcceleratorState().distributed_type
 
 
-def _check_ddp(args: TrainingArguments) -> None:
+def _check_fsdp2(args: TrainingArguments) -> None:
+    kind = getattr(getattr(AcceleratorState(), "fsdp_plugin", None), "state_dict_type", None)
+    if args.load_best_model_at_end and "SHARDED" in str(kind):
+        raise UnsupportedSetupError(
+            "With sharded checkpoints, each rank may load its part of another checkpoint at the end: transformers looks"
+            " for the best one before it is written (transformers 5.23).",
+            got=f"load_best_model_at_end=True, state_dict_type {kind}",
+            fix='Set "fsdp_state_dict_type: FULL_STATE_DICT" in the accelerate configuration, or'
+            ' fsdp_config={"state_dict_type": "FULL_STATE_DICT"} in TrainingArguments.',
+        )
+
+
+def _check_ddp(args: TrainingArguments, rewraps: bool) -> None:
     checkpointing = bool(getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing)
     find_unused = args.ddp_find_unused_parameters
     if find_unused is None:
         find_unused = not checkpointing  # the Trainer's own default
-    if not find_unused:
+    if not find_unused and not rewraps:
         raise UnsupportedSetupError(
             "DistributedDataParallel waits for the gradients of frozen layers, which never come.",
             got=f"ddp_find_unused_parameters={args.ddp_find_unused_parameters}"
             + (", activation checkpointing (which switches the default off)" if checkpointing else ""),
-            fix="Set ddp_find_unused_parameters=True in TrainingArguments.",
+            fix="Set ddp_find_unused_parameters=True in TrainingArguments, or ddp_rewrap=True in EarlyOODArguments.",
         )
     if getattr(args, "ddp_static_graph", None):
         raise UnsupportedSetupError(
@@ -115,6 +159,19 @@ def check_optimizer(optimizer: torch.optim.Optimizer | None, managed: Mapping[st
             " in an attempt that was interrupted.",
             got=f"{len(missing)} of {len(managed)} missing, such as {missing[0]}",
             fix="Give the Trainer a model whose layers are all trainable and let it build the optimizer.",
+        )
+
+
+def warn_about_resuming(args: TrainingArguments, model: nn.Module) -> None:
+    """Say so when a plain ``Trainer`` will not be able to resume what it saves.
+
+    Under FSDP2, PyTorch (2.13) wants a saved optimizer state for every parameter that is trainable when a checkpoint is
+    loaded; those of layers that were not released by then have none.
+    """
+    if sharded_modules(model) and args.save_strategy != SaveStrategy.NO:
+        logger.warning(
+            "Under FSDP2 a plain Trainer cannot resume a checkpoint that was written before all layers were released: "
+            "use hf_early_ood.EarlyOODTrainer, also to resume."
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,17 @@ from hf_early_ood.callbacks.setups import (
     check_launcher,
     check_optimizer,
     warn_about_loss_scale,
+    warn_about_resuming,
     without_input_gradients,
 )
-from hf_early_ood.callbacks.unfreezing_run import UnfreezingRun
+from hf_early_ood.callbacks.unfreezing_run import UnfreezingRun, as_learned
 from hf_early_ood.errors import ConfigurationError
 from hf_early_ood.freezing import Freezer, frozen_by, thaw
-from hf_early_ood.layers import LayerGroups, check_layer_groups, find_layer_groups
+from hf_early_ood.layers import check_layer_groups, find_layer_groups
 from hf_early_ood.probes.batches import ProbeSet
 from hf_early_ood.probes.likelihood import LABEL_CHOICES, check_choice
 from hf_early_ood.schedules import AUTO, Interval, UnfreezingSchedule
+from hf_early_ood.sharding import begin, gathered
 from hf_early_ood.stabilization import Decision, StabilizationDetector
 
 logger = logging.get_logger(__name__)
@@ -70,11 +73,14 @@ class GradualUnfreezingCallback(RecordingCallback):
         probe_dataset: Tokenized examples to measure on instead of the training set. Reading an example must not
             change the data set: one that augments with a generator of its own would be moved on by it.
         self_check: Prove with one forward pass a stage that frozen layers cost no backward pass.
+        check_ranks: Stop if the ranks of a distributed training hold different weights, bit for bit. Looked at after
+            the first update of every stage, because a difference appears in the first update of a layer that the
+            ranks do not train together, and at the end of every epoch, the last one included.
         dynamics_file: File in ``args.output_dir`` for the series; None writes none.
 
     Raises:
         ConfigurationError: A setting is not usable (at once, or before the first update).
-        UnsupportedSetupError: The launcher cannot do it correctly (before the first update).
+        UnsupportedSetupError: The launcher cannot do it correctly (before the first update), or the ranks drift apart.
         ResumeError: The checkpoint belongs to other settings.
 
     Example:
@@ -104,6 +110,7 @@ class GradualUnfreezingCallback(RecordingCallback):
         probe_labels: str = "sampled",
         probe_dataset: Any = None,
         self_check: bool = True,
+        check_ranks: bool = True,
         dynamics_file: str | None = names.DYNAMICS_FILE,
     ) -> None:
         settings = {
@@ -123,6 +130,7 @@ class GradualUnfreezingCallback(RecordingCallback):
             "probe_seed": probe_seed,
             "probe_labels": probe_labels,
             "self_check": self_check,
+            "check_ranks": check_ranks,
             "dynamics_file": dynamics_file,
         }
         super().__init__(settings, probe_dataset)
@@ -130,6 +138,7 @@ class GradualUnfreezingCallback(RecordingCallback):
         self._run: UnfreezingRun | None = None
         self._is_training = False
         self._input_gradients: Callable[[], None] = lambda: None
+        self._rewrap: Callable[[], None] | None = None
         self.checks_loss_scale = True  # EarlyOODTrainer has a loss of its own
 
     def _check_settings(self) -> None:
@@ -196,18 +205,20 @@ class GradualUnfreezingCallback(RecordingCallback):
         """Freeze: the optimizer and the wrappers exist and hold every layer by now."""
         model, dataloader = kwargs["model"], kwargs["train_dataloader"]
         self.release_leftovers(model, state)
-        check_launcher(args)
+        check_launcher(args, model, rewraps=self._rewrap is not None)
+        begin(model)
         groups = find_layer_groups(model).trainable()
         freezer = Freezer({group.name: group.parameters for group in groups}, model, owner=state)
         check_optimizer(kwargs["optimizer"], {name: p for g in freezer.managed.values() for name, p in g.items()})
         if self.checks_loss_scale:
             warn_about_loss_scale(args, model)
+            warn_about_resuming(args, model)
         for note in groups.notes:
             logger.warning(note)
         # Checkpointing lets inputs require gradients, and with them everything above, frozen or not.
         self._input_gradients = without_input_gradients(model, args)
         if self.settings["self_check"]:
-            self._check_groups(model, groups, dataloader)
+            self._check_groups(model, dataloader)
 
         total = state.max_steps
         schedule = self._make_schedule(groups.names, total)
@@ -217,7 +228,8 @@ class GradualUnfreezingCallback(RecordingCallback):
             self._check_decision(detector, total)
             probe_set = self._make_probe_set(model, dataloader)
         saved = self._saved(state)
-        run = UnfreezingRun(groups, freezer, schedule, detector, probe_set, self._open_log(args, state))
+        log, rewrap = self._open_log(args, state), self._rewrap or (lambda: None)
+        run = UnfreezingRun(groups, freezer, schedule, detector, probe_set, log, rewrap)
         if saved is not None:
             run.restore(saved)
         self._run, self._is_training = run, True
@@ -233,10 +245,17 @@ class GradualUnfreezingCallback(RecordingCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Measure, before a checkpoint of this step is written, so that it holds the measurement."""
+        if self._run and self.settings["check_ranks"]:
+            self._run.check_ranks(state.global_step)
         # Also at max_step, so that a forced decision falls there and not up to probe_every updates later.
         latest = self._run.detector.max_step if self._run else None
         if state.global_step % self.settings["probe_every"] == 0 or state.global_step == latest:
             self._measure(kwargs["model"], state)
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """Look at the ranks again; training ends with the end of an epoch, also one that is cut short."""
+        if self._run and self.settings["check_ranks"]:
+            self._run.check_ranks(state.global_step, again=True)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Give the user's flags back."""
@@ -247,6 +266,10 @@ class GradualUnfreezingCallback(RecordingCallback):
             )
         self._end()
         super().on_train_end(args, state, control, **kwargs)
+
+    def rewrap_through(self, rewrap: Callable[[], None] | None) -> None:
+        """Call ``rewrap`` after every change of what trains, on every rank."""
+        self._rewrap = rewrap
 
     def release_leftovers(self, model: nn.Module, state: TrainerState | None = None) -> None:
         """Give the user's flags back after an attempt that had no end, also one of another Trainer.
@@ -267,6 +290,15 @@ class GradualUnfreezingCallback(RecordingCallback):
             self._run.freezer.restore()
             self._input_gradients()
         self._is_training = False
+
+    def as_saved(self, model: nn.Module, state: TrainerState) -> AbstractContextManager[None]:
+        """Require a gradient, inside a block, of what did when the checkpoint was written that is being resumed.
+
+        Raises:
+            ResumeError: The checkpoint belongs to other settings.
+        """
+        saved = self._saved(state)
+        return nullcontext() if saved is None else as_learned(model, saved)
 
     def learned(self) -> dict[str, Any] | None:
         """What a checkpoint must hold; None before training."""
@@ -320,15 +352,17 @@ class GradualUnfreezingCallback(RecordingCallback):
                 fix="Lower probe_every or window, raise max_step, or set a fixed interval.",
             )
 
-    def _check_groups(self, model: nn.Module, groups: LayerGroups, dataloader: Any) -> None:
+    def _check_groups(self, model: nn.Module, dataloader: Any) -> None:
         examples = self._examples(model, dataloader)
         if not hasattr(examples, "__getitem__") or not hasattr(examples, "__len__"):
             logger.warning("The layer groups are not self-checked: the examples cannot be indexed.")
             return
         size = min(2, len(examples))
         batch = ProbeSet.from_dataset(examples, dataloader.collate_fn, size=size, batch_size=size).batches[0]
-        device = next(model.parameters()).device
-        check_layer_groups(model, {key: value.to(device) for key, value in batch.items()}, groups)
+        with gathered(model):
+            device = next(model.parameters()).device
+            inputs = {key: value.to(device) for key, value in batch.items()}
+            check_layer_groups(model, inputs, find_layer_groups(model).trainable())
 
     # What happens in a run.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +12,12 @@ from torch import nn
 from transformers.utils import logging
 
 from hf_early_ood import names
+from hf_early_ood.callbacks.agreement import check_ranks_agree
 from hf_early_ood.callbacks.dynamics_log import DynamicsLog
 from hf_early_ood.callbacks.measuring import from_main_process, measure_in_training
 from hf_early_ood.callbacks.recording import Emit, check_same
-from hf_early_ood.freezing import Freezer
-from hf_early_ood.layers import LayerGroups
+from hf_early_ood.freezing import Freezer, requires_grad_set
+from hf_early_ood.layers import LayerGroups, find_layer_groups
 from hf_early_ood.probes.batches import ProbeSet
 from hf_early_ood.schedules import UnfreezingSchedule
 from hf_early_ood.stabilization import FALLBACK, Decision, StabilizationDetector
@@ -26,7 +29,8 @@ logger = logging.get_logger(__name__)
 class UnfreezingRun:
     """The parts of one training: what may train, when, why, and what was recorded.
 
-    ``probe_set`` is None where the interval was given and nothing has to be watched.
+    ``probe_set`` is None where the interval was given and nothing has to be watched; ``rewrap`` is called after every
+    change of what trains.
     """
 
     groups: LayerGroups
@@ -35,11 +39,13 @@ class UnfreezingRun:
     detector: StabilizationDetector
     probe_set: ProbeSet | None
     log: DynamicsLog
+    rewrap: Callable[[], None] = lambda: None
     stage: int = 0
     probe_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self.planned = self.schedule  # as it was before any decision
+        self._ranks_checked = False  # since the last change
 
     @property
     def is_watching(self) -> bool:
@@ -54,19 +60,33 @@ class UnfreezingRun:
         self._warn_about_length(total_updates)
         if step == 0:
             self.log.replace([])
-            self.freezer.train_only(self.schedule.trainable_in(0))
+            self._train_stage(0)
             self._record_stage(step, emit)
         else:
-            self.stage = max(event["stage"] for event in self.log.events("stage"))
-            self.freezer.train_only(self.schedule.trainable_in(self.stage))
+            self._train_stage(max(event["stage"] for event in self.log.events("stage")))
 
     def advance(self, step: int, emit: Emit) -> None:
         """Change the stage if the schedule says so after ``step`` completed updates."""
         stage = self.schedule.stage(step)
         if stage != self.stage:
-            self.stage = stage
-            self.freezer.train_only(self.schedule.trainable_in(stage))
+            self._train_stage(stage)
             self._record_stage(step, emit)
+
+    def _train_stage(self, stage: int) -> None:
+        self.stage = stage
+        self.freezer.train_only(self.schedule.trainable_in(stage))
+        self.rewrap()
+        self._ranks_checked = False
+
+    def check_ranks(self, step: int, again: bool = False) -> None:
+        """Stop if the ranks hold different weights; once after a change of the stage, unless ``again``.
+
+        Raises:
+            UnsupportedSetupError: They do.
+        """
+        if again or not self._ranks_checked:
+            check_ranks_agree(self.freezer.managed, step)
+            self._ranks_checked = True
 
     def measure(self, model: nn.Module, step: int, total_updates: int, labels: str, seed: int, emit: Emit) -> None:
         """Take one measurement; it may be the one that decides."""
@@ -140,3 +160,13 @@ class UnfreezingRun:
         if self.detector.decision is not None:
             self.schedule = self.schedule.resolve(decided=self.detector.decision.step)
         self.log.replace(learned["records"])
+
+
+@contextmanager
+def as_learned(model: nn.Module, learned: dict[str, Any]) -> Iterator[None]:
+    """Let require a gradient inside the block what did when a checkpoint was written that holds ``learned``."""
+    released = {name for record in learned["records"] for name in record.get("released", ())}
+    parameters = {group.name: group.parameters for group in find_layer_groups(model).trainable()}
+    trained = {name for group in released & set(parameters) for name in parameters[group]}
+    with requires_grad_set({name: p for owned in parameters.values() for name, p in owned.items()}, trained):
+        yield

@@ -19,6 +19,7 @@ from hf_early_ood.probes.batches import num_rows, num_sequences
 from hf_early_ood.probes.isolation import isolated
 from hf_early_ood.probes.likelihood import LABEL_CHOICES, Scorer, check_choice, likelihood_for
 from hf_early_ood.probes.memory import in_pieces
+from hf_early_ood.probes.ranks import Share
 from hf_early_ood.probes.reference import loop_norms
 from hf_early_ood.probes.survey import graph_reads, survey
 from hf_early_ood.probes.taps import Plan, Taps
@@ -37,6 +38,7 @@ def fisher_trace(
     seed: int = 0,
     groups: LayerGroups | None = None,
     num_draws: int = 1,
+    share: Share | None = None,
 ) -> FisherTrace:
     r"""Trace of the Fisher information: the mean over examples of the squared gradient norm of log p(y|x).
 
@@ -74,6 +76,7 @@ def fisher_trace(
         seed: Seed of the label draws and of the signs.
         groups: Layer groups to report; by default those of `find_layer_groups`.
         num_draws: Sign draws per batch that ``"rademacher"`` averages over.
+        share: The batches that this process measures, where several do it together; the result is that of all.
 
     Returns:
         The trace, per group and in total, with what else is needed to compare it with another.
@@ -105,7 +108,8 @@ def fisher_trace(
     sign_draws = torch.Generator("cpu").manual_seed(seed ^ 0x5EED51)
     device = next(model.parameters()).device
     task: _Task | None = None
-    units: list[tuple[int, Tensor]] = []
+    share = share or Share()
+    units: dict[int, list[tuple[int, Tensor]]] = {}
     with isolated(model), torch.inference_mode(False), torch.enable_grad():
         for index, batch in enumerate(batches):
             rows = num_rows(batch, index)
@@ -113,11 +117,13 @@ def fisher_trace(
             if task is None:
                 task = _Task.of(scorer, measured, estimator, num_draws, on_device)
             uniforms = torch.rand(rows, generator=label_draws, dtype=torch.float64, device="cpu")
+            if index not in share:
+                task.skip(on_device, uniforms, index, sign_draws)
+                continue
             measure = partial(task.units, on_device, uniforms, index, sign_draws)
-            for piece in in_pieces(measure, rows, f"probe batch {index}"):
-                units += piece
+            units[index] = [unit for piece in in_pieces(measure, rows, f"probe batch {index}") for unit in piece]
     return summarize(
-        units,
+        [unit for batch in share.gathered(units) for unit in batch],
         measured,
         labels=labels,
         estimator="exact" if estimator == "auto" else estimator,
@@ -166,6 +172,17 @@ class _Task:
             return [(1, table)]
         return [(rows, table.sum(0, keepdim=True) + self.per_batch(batch, uniforms, index, sign_draws))]
 
+    def skip(self, batch: Mapping[str, Tensor], uniforms: Tensor, index: int, sign_draws: torch.Generator) -> None:
+        """Draw the signs of a batch that another process measures, so that the next batch gets its own."""
+        if not self.signed:
+            return
+        scores = 1
+        if self.scorer.labels == "expected":
+            with torch.no_grad():
+                scores = len(self.scorer.scores(self.scorer.predictions(batch), batch, uniforms, index))
+        for _ in range(self.num_draws):
+            _bits((scores, len(uniforms)), sign_draws)
+
     def per_example(self, batch: Mapping[str, Tensor], uniforms: Tensor, index: int, rows: int) -> Tensor:
         """Squared norms (B, G) of the tapped and of the looped parameters."""
         table = self.measured.zeros(rows)
@@ -205,7 +222,7 @@ class _Task:
             log_probs = self.scorer.predictions(batch)
             scores = torch.stack(self.scorer.scores(log_probs, batch, uniforms, index))
             for draw in range(1, self.num_draws + 1):
-                signs = torch.randint(2, scores.shape, generator=sign_draws, device="cpu").to(scores) * 2 - 1
+                signs = _bits(scores.shape, sign_draws).to(scores) * 2 - 1
                 gradients = torch.autograd.grad(
                     (signs * scores).sum(),
                     list(self.signed.values()),
@@ -219,3 +236,7 @@ class _Task:
                 }
                 table += self.measured.add_up(norms, 1) / self.num_draws
         return table
+
+
+def _bits(shape: tuple[int, ...], draws: torch.Generator) -> Tensor:
+    return torch.randint(2, shape, generator=draws, device="cpu")

@@ -13,6 +13,7 @@ from hf_early_ood.errors import ConfigurationError, did_you_mean
 from hf_early_ood.layers import LayerGroups
 from hf_early_ood.probes.curvature import hessian_top_eigenvalue, hessian_trace
 from hf_early_ood.probes.fisher import fisher_trace
+from hf_early_ood.probes.ranks import Share
 from hf_early_ood.probes.sharpness import average_sharpness, worst_case_sharpness
 
 MEASURES: dict[str, Callable[..., Any]] = {
@@ -24,7 +25,7 @@ MEASURES: dict[str, Callable[..., Any]] = {
     "hessian_top_eigenvalue": hessian_top_eigenvalue,
 }
 # Given by whoever measures, not by the settings of a measure.
-_OWN = ("model", "batches", "seed", "groups")
+_OWN = ("model", "batches", "seed", "groups", "share")
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
 
@@ -51,6 +52,8 @@ def check_measures(measures: Iterable[str], settings: Mapping[str, Mapping[str, 
             if key not in known:
                 raise ConfigurationError(f"Unknown setting of {name}.", got=key, fix=did_you_mean(str(key), known))
             default = known[key].default
+            if default is None:
+                continue
             fits = isinstance(value, bool) == isinstance(default, bool) and isinstance(value, type(default))
             if not fits and not (type(default) is float and type(value) is int):
                 raise ConfigurationError(
@@ -90,8 +93,12 @@ def measure(
     *,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
+    share: Share | None = None,
 ) -> dict[str, Any]:
     """Take one measure.
+
+    The curvature measures are taken of all batches on every rank: a product of theirs has as many numbers as the
+    measured parameters, and to add it up over ranks, once a product, would cost what sharing the batches saves.
 
     Args:
         name: A key of `MEASURES`.
@@ -100,6 +107,7 @@ def measure(
         groups: Layer groups, for the measures that have a value for each.
         seed: Seed of the measure's random numbers.
         settings: Further arguments of the measure, e.g. ``{"rho": 0.05}``.
+        share: What this process measures, for the measures that are means over examples or over batches.
 
     Returns:
         ``measure``, ``value``, ``normalized`` (per parameter; None where it makes no sense), ``per_group``,
@@ -111,6 +119,8 @@ def measure(
     function, given = MEASURES[name], dict(settings or {})
     if "groups" in inspect.signature(function).parameters:
         given["groups"] = groups
+    if "share" in inspect.signature(function).parameters:
+        given["share"] = share
     result = function(model, batches, seed=seed, **given).to_dict()
     value = result.pop("total") if "total" in result else result.pop("value")
     return {

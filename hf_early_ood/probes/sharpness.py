@@ -22,6 +22,7 @@ from hf_early_ood.probes.given_loss import GivenLoss, mean_loss
 from hf_early_ood.probes.isolation import isolated
 from hf_early_ood.probes.likelihood import check_choice
 from hf_early_ood.probes.perturbation import PerturbedWeights, measured_parameters, noise, perturbed, squared_norm
+from hf_early_ood.probes.ranks import Share
 
 Batch = Mapping[str, Tensor]
 
@@ -83,6 +84,7 @@ def average_sharpness(
     antithetic: bool = True,
     parameters: str = "trainable",
     seed: int = 0,
+    share: Share | None = None,
 ) -> Sharpness:
     r"""Average-case sharpness: the mean rise of the loss under Gaussian noise on the weights.
 
@@ -109,6 +111,7 @@ def average_sharpness(
         antithetic: Use every draw with both signs: the first-order term, most of the variance, cancels.
         parameters: ``"trainable"``: perturb what requires a gradient now. ``"all"``: every parameter.
         seed: Seed of the noise.
+        share: The batches that this process measures, where several do it together; the result is that of all.
 
     Returns:
         The signed value, with its standard error over draws.
@@ -137,7 +140,9 @@ def average_sharpness(
     loss = GivenLoss.of(model, normalize_logits)
     measured = measured_parameters(model, parameters)
     data, sizes = _materialized(batches)
-    rises: list[list[float]] = []  # of each unit: the rise of every batch
+    share = share or Share()
+    own = {index: batch for index, batch in enumerate(data) if index in share}
+    rises: list[list[float]] = []  # of each unit: the rise of every batch of the share
     with (
         isolated(model),
         torch.inference_mode(False),
@@ -146,7 +151,7 @@ def average_sharpness(
     ):
 
         def losses(moved: bool) -> list[float]:
-            return [loss.of_batch(batch, index, moved=moved) for index, batch in enumerate(data)]
+            return [loss.of_batch(batch, index, moved=moved) for index, batch in own.items()]
 
         clean = losses(moved=False)
         for draw in range(units):
@@ -157,6 +162,8 @@ def average_sharpness(
                 pairs = zip(perturbed_losses, losses(moved=True), strict=True)
                 perturbed_losses = [(plus + minus) / 2 for plus, minus in pairs]
             rises.append([after - before for after, before in zip(perturbed_losses, clean, strict=True)])
+    of_all = share.gathered({index: (clean[k], [unit[k] for unit in rises]) for k, index in enumerate(own)})
+    clean, rises = [before for before, _ in of_all], [list(unit) for unit in zip(*(r for _, r in of_all), strict=True)]
     means = [_weighted(unit, sizes) for unit in rises]
     value = math.fsum(means) / units
     error = None
@@ -195,6 +202,7 @@ def worst_case_sharpness(
     random_start: bool = False,
     parameters: str = "trainable",
     seed: int = 0,
+    share: Share | None = None,
 ) -> Sharpness:
     r"""Worst-case sharpness: the largest rise of the loss that Auto-PGD finds in a ball around the weights.
 
@@ -221,6 +229,7 @@ def worst_case_sharpness(
         random_start: Start at a random point, on the sphere (L2) or in the cube (L-infinity), instead of at w.
         parameters: ``"trainable"``: perturb what requires a gradient now. ``"all"``: every parameter.
         seed: Seed of the random start; the same for every batch. Without one nothing is random.
+        share: The batches that this process measures, where several do it together; the result is that of all.
 
     Returns:
         The signed value. Its ``batch_sizes`` are part of what was measured.
@@ -249,7 +258,8 @@ def worst_case_sharpness(
     measured = measured_parameters(model, parameters)
     data, sizes = _materialized(batches)
     ball = Ball(norm, rho)
-    clean, found = [], []
+    share = share or Share()
+    losses: dict[int, tuple[float, float]] = {}  # of each batch of the share: at w, and the largest found
     every = dict(model.named_parameters())
     with (
         isolated(model),
@@ -258,21 +268,22 @@ def worst_case_sharpness(
         perturbed(measured, adaptive) as weights,
     ):
         for index, batch in enumerate(data):
-            start = weights.zero()
+            if index not in share:
+                continue
+            start, clean = weights.zero(), None
             if random_start:
                 weights.move_to(weights.by_parameter(start))
                 with torch.no_grad():
-                    clean.append(loss.of_batch(batch, index))
+                    clean = loss.of_batch(batch, index)
                 _randomize(dict(zip(measured, weights.by_parameter(start), strict=True)), ball, seed)
             objective = _objective(loss, weights, measured, batch, index, random_start)
             visited = ascend(objective, start, ball, steps)
-            if not random_start:
-                clean.append(visited.start)
-            found.append(visited.best)
-    rises = [best - before for best, before in zip(found, clean, strict=True)]
+            losses[index] = (visited.start if clean is None else clean, visited.best)
+    of_all = share.gathered(losses)
+    rises = [best - before for before, best in of_all]
     return Sharpness(
         value=_weighted(rises, sizes),
-        loss=_weighted(clean, sizes),
+        loss=_weighted([before for before, _ in of_all], sizes),
         per_batch=tuple(rises),
         standard_error=None,
         num_examples=sum(sizes),

@@ -1,19 +1,25 @@
-"""Started by torchrun on every rank: trains each scenario and saves what came out, rank by rank."""
+"""Started by torchrun on every rank: trains and measures each scenario and saves what came out, rank by rank."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from transformers import TrainerCallback, set_seed
 
+from hf_early_ood.callbacks.rewrapping import ddp_of
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.errors import UnsupportedSetupError
-from hf_early_ood.trainer import EarlyOODTrainer
+from hf_early_ood.trainer import EarlyOODArguments, EarlyOODTrainer
 from tests import families
+from tests.distributed import drifts, records
 from tests.test_trainer import GradientOfFirstUpdate
-from tests.training import make_trainer, outcome
+from tests.training import Rows, StopAfter, make_trainer, outcome
 
 GLOBAL_BATCH = 8
 AUTO = {
@@ -27,50 +33,163 @@ AUTO = {
     "max_step": 3,
 }
 AUTO_DECISION = 2
-CALLBACKS = {
+CALLBACKS: dict[str, dict[str, Any]] = {
     "fixed": {"interval": 2},
     "auto": AUTO,
     "auto_decision_fixed": {"interval": AUTO_DECISION, "self_check": False},
 }
-REFUSED = {
+REWRAP = {"ddp_rewrap": True}
+# What a user who re-wraps would set: nothing has to be searched for.
+REWRAP_FAST = {**REWRAP, "ddp_find_unused_parameters": False}
+CHECKPOINTING = {"activation_checkpointing": True}
+# Callback, accumulation, LoRA, and further arguments.
+SCENARIOS: dict[str, tuple[str, int, bool, dict[str, Any]]] = {
+    "fixed 1": ("fixed", 1, False, {}),
+    "fixed 2": ("fixed", 2, False, {}),
+    "fixed 1 rewrap": ("fixed", 1, False, REWRAP_FAST),
+    "fixed 2 rewrap": ("fixed", 2, False, REWRAP_FAST),
+    "fixed 2 rewrap with search": ("fixed", 2, False, REWRAP),
+    "fixed 2 checkpointing": ("fixed", 2, False, {**CHECKPOINTING, "ddp_find_unused_parameters": True}),
+    "fixed 2 checkpointing rewrap": ("fixed", 2, False, {**CHECKPOINTING, **REWRAP}),
+    "fixed 2 lora": ("fixed", 2, True, {}),
+    "fixed 2 lora rewrap": ("fixed", 2, True, REWRAP_FAST),
+    "auto 1": ("auto", 1, False, {}),
+    "auto 2": ("auto", 2, False, {}),
+    "auto 2 rewrap": ("auto", 2, False, REWRAP_FAST),
+    "auto_decision_fixed 1": ("auto_decision_fixed", 1, False, {}),
+    "auto_decision_fixed 2": ("auto_decision_fixed", 2, False, {}),
+    "auto_decision_fixed 2 rewrap": ("auto_decision_fixed", 2, False, REWRAP_FAST),
+}
+_REENTRANT = {**CHECKPOINTING, "activation_checkpointing_kwargs": {"use_reentrant": True}}
+REFUSED: dict[str, dict[str, Any]] = {
     "find_unused": {"ddp_find_unused_parameters": False},
     "static_graph": {"ddp_static_graph": True},
-    "checkpointing": {"activation_checkpointing": True},
-    "reentrant": {
-        "activation_checkpointing": True,
-        "activation_checkpointing_kwargs": {"use_reentrant": True},
-        "ddp_find_unused_parameters": True,
-    },
+    "static_graph rewrap": {"ddp_static_graph": True, **REWRAP},
+    "checkpointing": CHECKPOINTING,
+    "reentrant": {**_REENTRANT, "ddp_find_unused_parameters": True},
+    "reentrant rewrap": {**_REENTRANT, **REWRAP},
 }
 
 
-def train(folder: Path, scenario: str, accumulation: int) -> dict:
-    """One scenario without dropout, so that one process and two can be compared."""
+class Counting(EarlyOODTrainer):
+    """Keeps the bytes of every all-reduce of gradients since the last stage began, where it re-wraps."""
+
+    def __init__(self, *positional: Any, **kwargs: Any) -> None:
+        super().__init__(*positional, **kwargs)
+        self.reduced: list[list[int]] = []
+
+    def _rewrap(self) -> None:
+        super()._rewrap()
+        self.reduced.append([])
+        ddp = ddp_of(self.model_wrapped)
+        if ddp is not None:
+            ddp.register_comm_hook(self.reduced[-1], _count)
+
+
+# DDP reads the annotations, so that they cannot be words.
+def _count(sizes, bucket):
+    sizes.append(bucket.buffer().numel() * bucket.buffer().element_size())
+    return allreduce_hook(None, bucket)
+
+
+class TouchBuffer(TrainerCallback):
+    """Write the rank into a buffer; DDP makes it rank 0's in the next forward pass."""
+
+    def on_step_begin(self, args, state, control, model, **kwargs):
+        if state.global_step == 3:
+            dict(model.named_buffers())[buffer_of(model)].fill_(float(args.process_index))
+
+
+def buffer_of(model: torch.nn.Module) -> str:
+    (name,) = [name for name, _ in model.named_buffers() if name.endswith("touched")]
+    return name
+
+
+def model_without_dropout(lora: bool = False) -> torch.nn.Module:
+    set_seed(5)
+    model = families.build("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model.register_buffer("touched", torch.zeros(1), persistent=False)
+    return get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=2, init_lora_weights=False)) if lora else model
+
+
+def trainer_for(folder: Path, name: str, callbacks: list[TrainerCallback], **more: Any) -> Counting:
+    """A Trainer whose global batch does not depend on the number of processes."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    recorder, callback = GradientOfFirstUpdate(), GradualUnfreezingCallback(**CALLBACKS[scenario])
+    callback, accumulation, lora, arguments = SCENARIOS[name]
     trainer = make_trainer(
-        folder / scenario,
-        [callback, recorder],
-        model=families.build("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
-        trainer_class=EarlyOODTrainer,
+        folder / name,
+        [GradualUnfreezingCallback(**CALLBACKS[callback]), TouchBuffer(), *callbacks],
+        model=model_without_dropout(lora),
+        trainer_class=Counting,
+        arguments_class=EarlyOODArguments,
+        eval_dataset=Rows(16),
+        intervention="standard",  # the callback is given
         per_device_train_batch_size=GLOBAL_BATCH // world // accumulation,
         gradient_accumulation_steps=accumulation,
         learning_rate=1e-3,
+        eval_strategy="steps",
+        eval_steps=3,
+        **arguments,
+        **more,
     )
-    trainer.train()
+    assert isinstance(trainer, Counting)
+    return trainer
+
+
+def result(trainer: Counting, gradient: Any = None) -> dict[str, Any]:
+    callback = trainer.unfreezing
+    assert callback is not None
+    events = [record for record in callback.records if record.get("event") == "stage"]
     return {
         "outcome": outcome(trainer),
-        "gradient": recorder.gradient,
+        "gradient": gradient,
         "decision": callback.decision.step if callback.decision else None,
-        "stages": [(r["step"], r["stage"]) for r in callback.records if r.get("event") == "stage"],
+        "stages": [(event["step"], event["stage"]) for event in events],
+        "records": [record for record in callback.records if "measure" in record],
+        "bytes": [4 * event["trainable_parameters"] for event in events],
+        "reduced": trainer.reduced,
+        "eval_loss": [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry],
+        "touched": float(trainer.model.get_buffer(buffer_of(trainer.model))),
     }
 
 
-def refusals(folder: Path) -> dict:
+def train(folder: Path, name: str) -> dict[str, Any]:
+    recorder = GradientOfFirstUpdate()
+    trainer = trainer_for(folder, name, [recorder])
+    trainer.train()
+    return result(trainer, recorder.gradient)
+
+
+def train_in_two_parts(folder: Path, name: str) -> dict[str, Any]:
+    """Interrupted in the middle of a stage, and resumed by a new Trainer."""
+    trainer_for(folder / "parts", name, [StopAfter(5)]).train()
+    second = trainer_for(folder / "parts", name, [])
+    second.train(resume_from_checkpoint=str(folder / "parts" / name / "checkpoint-5"))
+    return result(second)
+
+
+def train_again_without_the_callback(folder: Path) -> dict[str, Any]:
+    """The same Trainer: what its first training has never released must be averaged in the second."""
+    trainer = trainer_for(folder / "again", "fixed 1 rewrap", [], max_steps=3)
+    trainer.train()
+    trainer.remove_callback(trainer.unfreezing)
+    before = outcome(trainer)
+    trainer.train()
+    return {"before": before, "after": outcome(trainer)}
+
+
+def refusals(folder: Path) -> dict[str, str]:
     """The message of every combination that must be refused before the first update."""
     messages = {}
     for name, arguments in REFUSED.items():
-        trainer = make_trainer(folder / name, [GradualUnfreezingCallback(interval=2)], **arguments)
+        trainer = make_trainer(
+            folder / name,
+            [GradualUnfreezingCallback(interval=2)],
+            trainer_class=EarlyOODTrainer,
+            arguments_class=EarlyOODArguments,
+            intervention="standard",
+            **arguments,
+        )
         try:
             trainer.train()
             messages[name] = f"trained {trainer.state.global_step} updates"
@@ -81,14 +200,14 @@ def refusals(folder: Path) -> dict:
 
 def main() -> None:
     torch.set_num_threads(1)
-    folder, rank = Path(sys.argv[1]), os.environ.get("RANK", "0")
-    results: dict = {
-        (scenario, accumulation): train(folder / f"accumulation{accumulation}", scenario, accumulation)
-        for scenario in CALLBACKS
-        for accumulation in (1, 2)
-    }
-    if "WORLD_SIZE" in os.environ:
-        results["refused"] = refusals(folder)
+    folder, rank = Path(sys.argv[1]), os.environ["RANK"]
+    results: dict[str, Any] = {name: train(folder, name) for name in SCENARIOS}
+    results["in two parts"] = train_in_two_parts(folder, "fixed 2 rewrap")
+    results["again"] = train_again_without_the_callback(folder)
+    results["refused"] = refusals(folder)
+    results["drifts"] = drifts.all_of_them(folder)
+    results["measured"] = records.all_of_them()
+    results["failed"] = records.failures()
     torch.save(results, folder / f"rank{rank}.pt")
 
 
