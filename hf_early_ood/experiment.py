@@ -43,6 +43,7 @@ from hf_early_ood.results import (
     write_record,
 )
 from hf_early_ood.schedules import AUTO
+from hf_early_ood.sharding import gathered
 from hf_early_ood.sources import SplitSpec
 from hf_early_ood.tasks.sequence_classification import data_collator, load_classifier, tokenize
 from hf_early_ood.trainer import EarlyOODTrainer
@@ -255,7 +256,7 @@ def _train_and_evaluate(config: RunConfig, material: Material, folder: Path, pro
     groups = find_layer_groups(material.model).trainable().names
     _record_unfreezing(config, trainer, groups, folder, progress)
 
-    with progress.phase("evaluate"):
+    with progress.phase("evaluate"), gathered(material.model):
         held_out = {name: dataset for name, dataset in material.tokenized.items() if name != names.TRAIN}
         evaluation = evaluate_splits(
             model_predictor(material.model, collator, batch_size=config.evaluation.batch_size),
@@ -269,11 +270,12 @@ def _train_and_evaluate(config: RunConfig, material: Material, folder: Path, pro
     if arguments.load_best_model_at_end:
         selected_by = f"{arguments.metric_for_best_model} on {names.ID_VALIDATION}"
     progress.parts["evaluation"] = evaluation.to_record(selected_by)
-    if PartialState().is_main_process:
-        write_predictions(folder / names.PREDICTIONS_FILE, evaluation)
-        if config.evaluation.save_model:
-            material.model.save_pretrained(folder / names.MODEL_FOLDER)
-            material.tokenizer.save_pretrained(folder / names.MODEL_FOLDER)
+    with gathered(material.model):  # by all ranks, and saved by one
+        if PartialState().is_main_process:
+            write_predictions(folder / names.PREDICTIONS_FILE, evaluation)
+            if config.evaluation.save_model:
+                material.model.save_pretrained(folder / names.MODEL_FOLDER)
+                material.tokenizer.save_pretrained(folder / names.MODEL_FOLDER)
     return progress.record(config, status="complete")
 
 

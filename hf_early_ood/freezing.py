@@ -5,6 +5,8 @@ Two rules follow from what transformers and DDP do (measured with transformers 5
 * Freeze only after the optimizer and the DDP wrapper exist (``on_train_begin``). A parameter frozen before is
   in neither, and releasing it later trains nothing, or lets the ranks drift apart, without an error.
 * A frozen parameter must have ``grad = None``. A gradient of zeros would let weight decay and momentum move it.
+
+Under FSDP2 the flags are those of the shards, and gathered copies are dropped with every change (`sharding`).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from hf_early_ood.errors import ConfigurationError, did_you_mean
+from hf_early_ood.sharding import reshard
 
 
 @contextmanager
@@ -109,6 +112,7 @@ class Freezer:
             group: {name: p for name, p in parameters.items() if p.requires_grad}
             for group, parameters in groups.items()
         }
+        self._released: frozenset[str] = frozenset(self._managed)
         if not any(self._managed.values()):
             raise ConfigurationError(
                 "The model has no trainable parameter.",
@@ -125,6 +129,25 @@ class Freezer:
     def num_trainable(self) -> int:
         """Number of managed scalar parameters that require a gradient now."""
         return sum(p.numel() for group in self._managed.values() for p in group.values() if p.requires_grad)
+
+    @property
+    def frozen(self) -> dict[str, nn.Parameter]:
+        """The managed parameters of the groups that do not train, by name."""
+        return {
+            name: p
+            for group, parameters in self._managed.items()
+            if group not in self._released
+            for name, p in parameters.items()
+        }
+
+    @property
+    def in_force(self) -> bool:
+        """Whether the flags are still what `train_only` made them; PEFT's ``disable_adapter`` sets its own."""
+        return all(
+            p.requires_grad == (group in self._released)
+            for group, parameters in self._managed.items()
+            for p in parameters.values()
+        )
 
     def train_only(self, names: Collection[str]) -> None:
         """Let exactly the named groups train; the others are frozen and lose their gradients.
@@ -146,6 +169,8 @@ class Freezer:
         model = self._model() if self._model is not None else None
         if model is not None:
             _FROZEN[model] = self
+            reshard(model)
+        self._released = frozenset(names)
         for group, parameters in self._managed.items():
             release = group in names
             for parameter in parameters.values():
@@ -155,9 +180,11 @@ class Freezer:
 
     def restore(self) -> None:
         """Give every managed parameter the flag that the user had set."""
+        self._released = frozenset(self._managed)
         model = self._model() if self._model is not None else None
         if model is not None:
             _FROZEN.pop(model, None)
+            reshard(model)
         for parameters in self._managed.values():
             for parameter in parameters.values():
                 parameter.requires_grad_(True)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from hf_early_ood.errors import UnsupportedSetupError
 from hf_early_ood.sharding import is_distributed
@@ -32,8 +33,6 @@ def check_ranks_agree(groups: Mapping[str, Mapping[str, nn.Parameter]], step: in
     """
     if not is_distributed() or torch.distributed.get_world_size() == 1:
         return
-    from torch.distributed.tensor import DTensor
-
     owners = {
         name: (group, parameter)
         for group, parameters in groups.items()
@@ -69,7 +68,7 @@ def bit_checksums(tensors: Iterable[Tensor]) -> Tensor:
     changes c; several cancel with a chance of about 2^-32 or less.
 
     Args:
-        tensors: Of any shape and floating or integer type.
+        tensors: Of any shape and floating or integer type; of a sharded one, the part of this rank.
 
     Example:
         >>> first, second = bit_checksums([torch.tensor([0.0, 1.0]), torch.tensor([-0.0, 1.0])])
@@ -81,7 +80,8 @@ def bit_checksums(tensors: Iterable[Tensor]) -> Tensor:
     odd = torch.randint(-(2**63), 2**63 - 1, (_CHUNK,), generator=generator, device="cpu").bitwise_or_(1)
     weights: dict[torch.device, Tensor] = {}
     for tensor in tensors:
-        flat = tensor.detach().reshape(-1)
+        tensor = tensor.detach()
+        flat = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).reshape(-1)
         bits = flat.view(_INTEGERS.get(flat.element_size(), torch.int32))
         if bits.device not in weights:
             weights[bits.device] = odd.to(bits.device)

@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import DynamoBackend
+from torch import nn
+from transformers import TrainingArguments
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
 # A stage is compiled for training and for evaluation.
 _PER_STAGE = 2
+
+
+def is_compiled(model: nn.Module, args: TrainingArguments) -> bool:
+    """Whether the Trainer compiles the model, as a whole or block by block, or somebody has."""
+    backend = AcceleratorState().dynamo_plugin.backend
+    compiled = any(hasattr(module, "_orig_mod") for module in model.modules())
+    return bool(args.torch_compile) or backend != DynamoBackend.NO or compiled
 
 
 def recompilation_allowed(num_stages: int) -> Callable[[], None]:

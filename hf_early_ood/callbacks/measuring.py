@@ -119,9 +119,9 @@ def check_deterministic(model: nn.Module, probe_set: ProbeSet) -> None:
     Raises:
         ProbeError: The answers differ, though the model is in eval mode.
     """
-    likelihood = likelihood_for(model)
     # The share, of which nothing is asked, makes all ranks raise what one of them does.
     with _share_of(probe_set), gathered(model), isolated(model), torch.no_grad():
+        likelihood = likelihood_for(model)
         device = next(model.parameters()).device
         batch = {key: value.to(device) for key, value in probe_set.batches[0].items()}
         first, second = (likelihood.predictions(model(**likelihood.inputs(batch))) for _ in range(2))

@@ -14,6 +14,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from hf_early_ood import names
+from hf_early_ood.callbacks.compiling import is_compiled, recompilation_allowed
 from hf_early_ood.callbacks.recording import RecordingCallback, check_counts
 from hf_early_ood.callbacks.setups import (
     check_launcher,
@@ -80,7 +81,8 @@ class GradualUnfreezingCallback(RecordingCallback):
 
     Raises:
         ConfigurationError: A setting is not usable (at once, or before the first update).
-        UnsupportedSetupError: The launcher cannot do it correctly (before the first update), or the ranks drift apart.
+        UnsupportedSetupError: The launcher cannot do it correctly (before the first update), or the ranks drift apart,
+            or the optimizer moves frozen layers.
         ResumeError: The checkpoint belongs to other settings.
 
     Example:
@@ -138,6 +140,7 @@ class GradualUnfreezingCallback(RecordingCallback):
         self._run: UnfreezingRun | None = None
         self._is_training = False
         self._input_gradients: Callable[[], None] = lambda: None
+        self._recompilations: Callable[[], None] = lambda: None
         self._rewrap: Callable[[], None] | None = None
         self.checks_loss_scale = True  # EarlyOODTrainer has a loss of its own
 
@@ -233,6 +236,8 @@ class GradualUnfreezingCallback(RecordingCallback):
         if saved is not None:
             run.restore(saved)
         self._run, self._is_training = run, True
+        if is_compiled(kwargs["model"], args):
+            self._recompilations = recompilation_allowed(len(schedule.stages))
         run.begin(total, state.global_step, self._emitter(state))
         if saved is None:
             self._measure(model, state)
@@ -245,8 +250,10 @@ class GradualUnfreezingCallback(RecordingCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Measure, before a checkpoint of this step is written, so that it holds the measurement."""
-        if self._run and self.settings["check_ranks"]:
-            self._run.check_ranks(state.global_step)
+        if self._run:
+            self._run.check_frozen(state.global_step)
+            if self.settings["check_ranks"]:
+                self._run.check_ranks(state.global_step)
         # Also at max_step, so that a forced decision falls there and not up to probe_every updates later.
         latest = self._run.detector.max_step if self._run else None
         if state.global_step % self.settings["probe_every"] == 0 or state.global_step == latest:
@@ -289,6 +296,7 @@ class GradualUnfreezingCallback(RecordingCallback):
         if self._run and self._is_training:
             self._run.freezer.restore()
             self._input_gradients()
+            self._recompilations()
         self._is_training = False
 
     def as_saved(self, model: nn.Module, state: TrainerState) -> AbstractContextManager[None]:

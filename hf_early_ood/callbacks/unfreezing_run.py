@@ -8,14 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import logging
 
 from hf_early_ood import names
-from hf_early_ood.callbacks.agreement import check_ranks_agree
+from hf_early_ood.callbacks.agreement import bit_checksums, check_ranks_agree
 from hf_early_ood.callbacks.dynamics_log import DynamicsLog
 from hf_early_ood.callbacks.measuring import from_main_process, measure_in_training
 from hf_early_ood.callbacks.recording import Emit, check_same
+from hf_early_ood.errors import UnsupportedSetupError
 from hf_early_ood.freezing import Freezer, requires_grad_set
 from hf_early_ood.layers import LayerGroups, find_layer_groups
 from hf_early_ood.probes.batches import ProbeSet
@@ -46,6 +47,7 @@ class UnfreezingRun:
     def __post_init__(self) -> None:
         self.planned = self.schedule  # as it was before any decision
         self._ranks_checked = False  # since the last change
+        self._frozen_bits: Tensor | None = None  # until the first update after it
 
     @property
     def is_watching(self) -> bool:
@@ -71,12 +73,43 @@ class UnfreezingRun:
         if stage != self.stage:
             self._train_stage(stage)
             self._record_stage(step, emit)
+        elif not self.freezer.in_force:
+            logger.warning_once(
+                "Something else has changed which parameters require a gradient (PEFT does with set_adapter and"
+                " disable_adapter): they are set to those of the stage again."
+            )
+            self.freezer.train_only(self.schedule.trainable_in(stage))
 
     def _train_stage(self, stage: int) -> None:
         self.stage = stage
         self.freezer.train_only(self.schedule.trainable_in(stage))
         self.rewrap()
         self._ranks_checked = False
+        self._frozen_bits = self._bits_of_frozen()
+
+    def _bits_of_frozen(self) -> Tensor | None:
+        frozen = self.freezer.frozen
+        return bit_checksums(frozen.values()) if frozen else None
+
+    def check_frozen(self, step: int) -> None:
+        """Stop if frozen layers have moved; looked at after the first update of every stage.
+
+        Raises:
+            UnsupportedSetupError: They have.
+        """
+        before, self._frozen_bits = self._frozen_bits, None
+        if before is None:
+            return
+        now = bit_checksums(self.freezer.frozen.values())
+        moved = [name for name, same in zip(self.freezer.frozen, before.eq(now).tolist(), strict=True) if not same]
+        if moved:
+            raise UnsupportedSetupError(
+                f"In update {step} frozen parameters have moved, though they have no gradient.",
+                got=f"{len(moved)} of {len(self.freezer.frozen)}, such as {moved[0]}",
+                allowed="optimizers that leave a parameter alone whose gradient is None, as those of torch.optim do",
+                fix="One that takes it for zero moves frozen layers by weight decay and momentum: use another"
+                " optimizer. If another callback or a module writes to these weights, take it away.",
+            )
 
     def check_ranks(self, step: int, again: bool = False) -> None:
         """Stop if the ranks hold different weights; once after a change of the stage, unless ``again``.

@@ -289,20 +289,12 @@ def test_checkpoint_of_another_probe_set_is_refused(tmp_path):
         make_trainer(tmp_path, [other]).train(resume_from_checkpoint=True)
 
 
-@pytest.mark.parametrize(
-    ("attributes", "message"),
-    [
-        ({"deepspeed": "zero.json"}, "cannot run under DeepSpeed"),
-        ({"fsdp": "full_shard"}, "does not run on sharded parameters"),
-    ],
-)
-def test_launchers_that_cannot_be_correct_are_refused(tmp_path, attributes, message):
+def test_deepspeed_is_refused(tmp_path):
     callback = GradualUnfreezingCallback(interval=2)
     trainer = make_trainer(tmp_path, [callback])
-    for name, value in attributes.items():
-        setattr(trainer.args, name, value)
+    trainer.args.deepspeed = "zero.json"
     arguments = {"model": trainer.model, "optimizer": None, "train_dataloader": None}
-    with pytest.raises(UnsupportedSetupError, match=message):
+    with pytest.raises(UnsupportedSetupError, match="Shard with FSDP2 instead of ZeRO"):
         callback.on_train_begin(trainer.args, trainer.state, trainer.control, **arguments)
 
 
@@ -371,12 +363,11 @@ def test_reentrant_checkpointing_is_refused(tmp_path):
         trainer.train()
 
 
-@pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
-def test_launchers_chosen_by_accelerate_are_refused(tmp_path, monkeypatch, kind):
-    """accelerate launch sets the environment, and leaves TrainingArguments as they were."""
-    monkeypatch.setattr(setups, "_distributed_type", lambda: DistributedType[kind])
+def test_deepspeed_chosen_by_accelerate_is_refused(tmp_path, monkeypatch):
+    """accelerate launch sets the environment, and leaves TrainingArguments as they were; sharding: test_sharding.py."""
+    monkeypatch.setattr(setups, "_distributed_type", lambda: DistributedType.DEEPSPEED)
     trainer = make_trainer(tmp_path, [GradualUnfreezingCallback(interval=2)])
-    with pytest.raises(UnsupportedSetupError, match=r"DeepSpeed|sharded"):
+    with pytest.raises(UnsupportedSetupError, match="cannot run under DeepSpeed"):
         trainer.train()
 
 

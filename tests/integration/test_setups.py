@@ -1,0 +1,142 @@
+"""Optimizers, precisions, compilation and adapters: frozen layers stay where they are, released ones train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, TaskType, get_peft_model
+from torch import nn
+from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch._dynamo.utils import counters
+
+from hf_early_ood.callbacks import unfreezing
+from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
+from hf_early_ood.errors import UnsupportedSetupError
+from hf_early_ood.layers import find_layer_groups
+from tests import families
+from tests.training import Recorder, Rows, make_trainer
+
+# Updates of a stage; the blocks of the tiny model are three.
+INTERVAL = 2
+ORDER = ["head", "block.2", "block.1", "block.0", "embeddings"]
+
+OPTIMIZERS = ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"]
+PRECISIONS = ["bf16", "fp16"]
+
+
+def moved_by_stage(recorder: Recorder, model: nn.Module) -> list[set[str]]:
+    """Layer groups of which anything moved while a stage trained."""
+    groups = find_layer_groups(model)
+    stages = []
+    for begin in range(0, INTERVAL * len(ORDER), INTERVAL):
+        before, after = recorder.weights[begin], recorder.weights[begin + INTERVAL]
+        stages.append({groups.group_of(name) for name in before if not torch.equal(before[name], after[name])})
+    return stages
+
+
+def expected_stages() -> list[set[str]]:
+    return [set(ORDER[: stage + 1]) for stage in range(len(ORDER))]
+
+
+@pytest.mark.parametrize(
+    "arguments", [*({"optim": name} for name in OPTIMIZERS), *({name: True} for name in PRECISIONS)]
+)
+def test_frozen_layers_stay_with_every_optimizer_and_precision(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    recorder = Recorder()
+    trainer = make_trainer(tmp_path, [GradualUnfreezingCallback(interval=INTERVAL), recorder], **arguments)
+    trainer.train()
+    assert moved_by_stage(recorder, trainer.model) == expected_stages()
+
+
+class ZeroFilling(torch.optim.AdamW):
+    """Takes missing gradients for zeros, as ZeRO does: weight decay moves what is frozen."""
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+        super().step(closure)
+
+
+def test_an_optimizer_that_moves_frozen_layers_is_stopped(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, [GradualUnfreezingCallback(interval=INTERVAL)])
+    trainer.optimizer = ZeroFilling(trainer.model.parameters(), lr=1e-2, weight_decay=0.1)
+    with pytest.raises(UnsupportedSetupError, match=r"update 1 .*frozen .*moved.*weight decay"):
+        trainer.train()
+    assert trainer.state.global_step == 1
+
+
+def test_every_stage_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without room for the stages the limit of PyTorch is hit; with it, it is not, and it is put back."""
+    config = torch._dynamo.config
+    monkeypatch.setattr(config, "recompile_limit", 2)
+    monkeypatch.setattr(config, "fail_on_recompile_limit_hit", True)
+
+    def train() -> None:
+        torch._dynamo.reset()
+        counters.clear()
+        make_trainer(
+            tmp_path,
+            [GradualUnfreezingCallback(interval=1)],
+            model=families.build("bert", num_hidden_layers=2),
+            torch_compile=True,
+            torch_compile_backend="eager",
+            max_steps=4,
+            eval_strategy="steps",
+            eval_steps=1,
+            eval_dataset=Rows(4),
+        ).train()
+
+    train()
+    assert counters["frames"]["ok"] >= 4
+    assert config.recompile_limit == 2
+    with monkeypatch.context() as without:
+        without.setattr(unfreezing, "recompilation_allowed", lambda stages: lambda: None)
+        with pytest.raises(FailOnRecompileLimitHit):
+            train()
+    torch._dynamo.reset()
+
+
+ADAPTERS = {
+    "lora": lambda: LoraConfig(task_type=TaskType.SEQ_CLS, target_modules=["query", "value"], r=2),
+    "dora": lambda: LoraConfig(task_type=TaskType.SEQ_CLS, target_modules=["query"], r=2, use_dora=True),
+    "ia3": lambda: IA3Config(
+        task_type=TaskType.SEQ_CLS, target_modules=["key", "output.dense"], feedforward_modules=["output.dense"]
+    ),
+}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_adapters_are_released_layer_by_layer(tmp_path: Path, adapter: str) -> None:
+    """What is not of the adapter stays frozen for good; evaluation with the adapter switched off changes no flag."""
+    recorder = Recorder()
+    model = get_peft_model(families.build("bert"), ADAPTERS[adapter]())
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    def without_adapter(prediction: Any) -> dict[str, float]:
+        with model.disable_adapter():  # lets all of the adapter require a gradient when it ends
+            pass
+        return {}
+
+    trainer = make_trainer(
+        tmp_path,
+        [GradualUnfreezingCallback(interval=INTERVAL), recorder],
+        model=model,
+        compute_metrics=without_adapter,
+        eval_strategy="steps",
+        eval_steps=1,
+        eval_dataset=Rows(4),
+        max_steps=8,
+    )
+    groups = find_layer_groups(model).trainable()
+    trainer.train()
+    for step in range(1, 9):
+        before, after = recorder.weights[step - 1], recorder.weights[step]
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        assert moved <= trained
+        stage = ORDER[: (step - 1) // INTERVAL + 1]
+        assert {groups.group_of(name) for name in moved} == set(stage) & set(groups.names)
