@@ -2,34 +2,42 @@
 
     python benchmarks/bench_fisher.py [--quick] [--name NAME]
 
-MiniLM-L6 geometry with random weights, one thread. All measurements run in one process, interleaved, in CPU time;
-a cost is the median over repetitions of the ratio to the full step of the same repetition, so that other load on
-the machine falls out. Prints a table and writes benchmarks/results/NAME.json.
+MiniLM-L6 geometry with random weights and the usual dropout, one batch. How it is timed: harness.py.
+Prints a table and writes benchmarks/results/NAME.json.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterable
 
 import torch
-from environment import environment
-from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
+from harness import (
+    STEP,
+    STEP_WITHOUT_DROPOUT,
+    Batch,
+    Goal,
+    Job,
+    adamw,
+    bert,
+    finish,
+    interleaved,
+    padded,
+    parser,
+    ratio,
+    setting,
+    start,
+    training_step,
+)
+from torch import nn
 
 from hf_early_ood.freezing import requires_grad_set
 from hf_early_ood.layers import LayerGroups, find_layer_groups
 from hf_early_ood.probes.fisher import fisher_trace
 
-RESULTS = Path(__file__).parent / "results"
-FULL_STEP = "step, everything trains"
 # Largest cost in full steps that the project promises.
-GOALS = {
-    "fisher_trace exact, all parameters": 0.80,
+LIMITS = {
+    "fisher_trace exact, all parameters": 0.75,
     "step, head only": 0.45,
     "step, head + top half": 0.70,
 }
@@ -37,73 +45,35 @@ GOALS = {
 
 def main() -> None:
     """Measure, print, record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="smoke test: a tiny model and two repetitions")
-    parser.add_argument(
-        "--name", help="of the file in benchmarks/results; default bench_fisher, quick: none is written"
-    )
-    parser.add_argument("--repetitions", type=int, default=9)
-    parser.add_argument("--examples", type=int, default=16)
-    parser.add_argument("--length", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "vocab_size": 500}
-    if not options.quick:
-        size = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 12, "vocab_size": 30522}
-    model = BertForSequenceClassification(BertConfig(num_hidden_layers=6, num_labels=2, **size)).train()
-    batch = padded(options.examples, options.length, size["vocab_size"])
+    options = parser(__doc__, "bench_fisher", repetitions=9, examples=16, length=64).parse_args()
+    start(options)
+    model = bert(options)
+    batch = padded(options, options.examples, options.length)
     jobs = make_jobs(model, batch)
-    seconds = interleaved(jobs, warmup=1, repetitions=2 if options.quick else options.repetitions)
-
-    full = seconds[FULL_STEP]
-    rows = {
+    jobs[STEP_WITHOUT_DROPOUT] = training_step(bert(options, dropout=0.0), [batch])
+    times, _ = interleaved(jobs, options)
+    results = {
         name: {
-            "cpu_seconds": statistics.median(values),
-            "ratio": statistics.median(value / step for value, step in zip(values, full, strict=True)),
-            "goal": None if options.quick else GOALS.get(name),
+            "seconds": statistics.median(values),
+            "ratio": ratio(values, times[STEP]),
             "repetitions": values,
         }
-        for name, values in seconds.items()
+        for name, values in times.items()
     }
-    record = {
-        "benchmark": "fisher",
-        "setting": {
-            "model": "BertForSequenceClassification, 6 blocks, random weights",
-            **size,
-            "parameters": model.num_parameters(),
-            "examples": options.examples,
-            "length": options.length,
-            "tokens": int(batch["attention_mask"].sum()),
-            "quick": options.quick,
-        },
-        "environment": environment(),
-        "results": rows,
-    }
-    print(f"{'':38} {'CPU s':>8} {'steps':>7} {'goal':>6}")
-    for name, row in rows.items():
-        goal = "" if row["goal"] is None else f"{row['goal']:.2f} {'met' if row['ratio'] <= row['goal'] else 'MISSED'}"
-        print(f"{name:38} {row['cpu_seconds']:8.4f} {row['ratio']:7.3f} {goal:>6}")
-    name = options.name or (None if options.quick else "bench_fisher")
-    if name is not None:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{name}.json"
-        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        print(path)
+    print(f"{'':42} {'s':>8} {'steps':>7}")
+    for name, row in results.items():
+        print(f"{name:42} {row['seconds']:8.4f} {row['ratio']:7.3f}")
+    finish(
+        options,
+        setting=setting(
+            options, examples=options.examples, length=options.length, tokens=int(batch["attention_mask"].sum())
+        ),
+        results=results,
+        goals=[Goal(name, results[name]["ratio"], limit) for name, limit in LIMITS.items()],
+    )
 
 
-def padded(examples: int, length: int, vocab_size: int) -> dict[str, Tensor]:
-    """Random tokens (B, T), right-padded: lengths uniform from T/3 to T, one of them T."""
-    lengths = torch.randint(length // 3, length + 1, (examples,))
-    lengths[0] = length
-    mask = (torch.arange(length) < lengths[:, None]).long()
-    ids = torch.randint(5, vocab_size, (examples, length)) * mask
-    return {"input_ids": ids, "attention_mask": mask, "labels": torch.randint(2, (examples,))}
-
-
-def make_jobs(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Callable[[], object]]:
+def make_jobs(model: nn.Module, batch: Batch) -> dict[str, Job]:
     """What is timed, by name; the full step first."""
     groups = find_layer_groups(model)
     stages = {
@@ -112,9 +82,9 @@ def make_jobs(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Callable[
         "head + top half": ["head", "block.5", "block.4", "block.3"],
         "all but embeddings": [name for name in groups.names if name != "embeddings"],
     }
-    # One optimizer for all stages, as in training; fused, as in the Trainer by default.
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
-    jobs: dict[str, Callable[[], object]] = {FULL_STEP: step(model, optimizer, batch, groups, groups.names)}
+    # One optimizer for all stages, as in training.
+    optimizer = adamw(model)
+    jobs: dict[str, Job] = {STEP: step(model, optimizer, batch, groups, groups.names)}
     for stage, names in stages.items():
         jobs[f"step, {stage}"] = step(model, optimizer, batch, groups, names)
 
@@ -133,12 +103,8 @@ def make_jobs(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Callable[
 
 
 def step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: dict[str, Tensor],
-    groups: LayerGroups,
-    trainable: list[str] | tuple[str, ...],
-) -> Callable[[], object]:
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, groups: LayerGroups, trainable: Iterable[str]
+) -> Job:
     """Forward, backward, AdamW; only the named groups train."""
     names = [name for group in trainable for name in groups[group].parameters]
 
@@ -151,13 +117,7 @@ def step(
     return run
 
 
-def trace(
-    model: nn.Module,
-    batch: dict[str, Tensor],
-    groups: LayerGroups,
-    trainable: list[str] | tuple[str, ...],
-    estimator: str,
-) -> Callable[[], object]:
+def trace(model: nn.Module, batch: Batch, groups: LayerGroups, trainable: Iterable[str], estimator: str) -> Job:
     """One measurement on the examples of the step; only the named groups are measured."""
     names = [name for group in trainable for name in groups[group].parameters]
 
@@ -168,18 +128,6 @@ def trace(
             raise SystemExit(f"not exact: {result.fallbacks}")
 
     return run
-
-
-def interleaved(jobs: dict[str, Callable[[], object]], warmup: int, repetitions: int) -> dict[str, list[float]]:
-    """CPU seconds of each job, each repetition running all of them in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for repetition in range(warmup + repetitions):
-        for name, job in jobs.items():
-            start = time.process_time()
-            job()
-            if repetition >= warmup:
-                seconds[name].append(time.process_time() - start)
-    return seconds
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write the tables of README.md from the recorded results, or check that they are up to date.
+"""Write the tables of README.md and all of benchmarks/README.md from the recorded results, or check them.
 
 python benchmarks/make_tables.py [--check]
 """
@@ -9,6 +9,9 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
+
+from cost_tables import TABLES, TITLES
 
 from hf_early_ood.atomic import write_text
 from hf_early_ood.names import ID_TEST, OOD_MACRO_MEAN, OOD_WORST, STUDY_FILE
@@ -20,25 +23,65 @@ from hf_early_ood.results import ArmRun, StudyRecord, read_study
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 STUDY = RESULTS / "sentiment_across_domains"
+RECORD = """```bash
+pip install -e ".[bench]"   # on a CPU: CPU builds of torch and torchvision first
+for name in fisher peers scaling sharpness curvature; do python benchmarks/bench_$name.py; done
+python benchmarks/bench_peers.py --device cuda --examples 64 --name bench_peers_gpu   # with a GPU
+python benchmarks/bench_scaling.py --device cuda --name bench_scaling_gpu             # with a GPU
+python benchmarks/make_tables.py
+```"""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if README.md is not up to date")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a file is not up to date")
     options = parser.parse_args()
-    readme = ROOT / "README.md"
+    readme, details = ROOT / "README.md", ROOT / "benchmarks" / "README.md"
     text = readme.read_text(encoding="utf-8")
     new = replaced(text, "results", results(read_study(STUDY / STUDY_FILE)))
-    new = replaced(new, "costs", costs(json.loads((RESULTS / "bench_fisher.json").read_text(encoding="utf-8"))))
+    for name, table in TABLES.items():
+        new = replaced(new, f"costs of {name}", table(record(f"bench_{name}"), True))
+    wanted = {readme: new, details: all_costs()}
     if options.check:
-        return 0 if new == text else 1
-    write_text(readme, new)
+        return int(any(not path.exists() or path.read_text(encoding="utf-8") != new for path, new in wanted.items()))
+    for path, new in wanted.items():
+        write_text(path, new)
     return 0
+
+
+def record(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def all_costs() -> str:
+    """benchmarks/README.md: every row of every record, also of those from other devices (bench_peers_gpu.json)."""
+    parts = [
+        "# What is measured, and what it costs",
+        "Written by `python benchmarks/make_tables.py` from `results/`. How time and memory are measured is in"
+        " `harness.py`.",
+        "To record all of it anew, on a machine that does nothing else:",
+        RECORD,
+    ]
+    for name, table in TABLES.items():
+        for path in sorted(RESULTS.glob(f"bench_{name}*.json")):
+            found = record(path.stem)
+            environment = found["environment"]
+            versions = ", ".join(
+                f"{package} {version}" for package, version in environment["packages"].items() if version
+            )
+            parts += [
+                f"## {TITLES[name]}" + ("" if found["setting"]["device"] == "cpu" else f", {environment['device']}"),
+                table(found, False),
+                f"[Record](results/{path.name}): {environment['cpu']}, Python {environment['python']}, {versions}.",
+            ]
+    return "\n\n".join(parts) + "\n"
 
 
 def replaced(text: str, name: str, block: str) -> str:
     """``text`` with what stands between the two markers replaced."""
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    if begin not in text or end not in text:
+        raise SystemExit(f"README.md has no place for the table: {begin} {end}")
     head, _, rest = text.partition(begin)
     _, _, tail = rest.partition(end)
     return f"{head}{begin}\n{block}\n{end}{tail}"
@@ -94,24 +137,6 @@ def score(run: ArmRun, metric: str, split: str) -> float | None:
     if split == OOD_WORST:
         return run.evaluation.ood[metric].worst.value
     return run.evaluation.splits[split].metrics[metric].value
-
-
-def costs(record: dict) -> str:
-    """Costs in full training steps."""
-    setting, environment = record["setting"], record["environment"]
-    rows = ["| | full training steps | goal |", "|---|---|---|"]
-    for name, row in record["results"].items():
-        goal = "" if row["goal"] is None else f"<= {row['goal']:.2f}"
-        rows.append(f"| {name} | {row['ratio']:.2f} | {goal} |")
-    return "\n".join(
-        [
-            f"MiniLM-L6 geometry ({setting['parameters'] / 1e6:.1f} M parameters), {setting['examples']} examples of up"
-            f" to {setting['length']} tokens, {environment['threads']} thread, CPU time, median of ratios in one run"
-            f" (`{environment['command']}`):",
-            "",
-            *rows,
-        ]
-    )
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ PACKAGE = Path(hf_early_ood.__file__).parent
 # Each floor may import from itself and from the floors above it in this list.
 FLOORS = [
     {"errors", "names"},
-    {"atomic", "schedules", "stabilization", "duplicates"},
-    {"results", "dynamics", "environment", "config", "freezing"},
-    {"layer_groups", "layer_rules", "layers", "layer_check", "probes", "bundled"},
+    {"atomic", "folders", "schedules", "stabilization", "duplicates"},
+    {"results", "dynamics", "environment", "config", "freezing", "sharding"},
+    {"layer_groups", "layer_rules", "layers", "layer_check", "probes", "bundled", "checkpoints"},
     {"sources", "data", "tasks", "evaluation"},
     {"callbacks", "report"},
-    {"trainer", "training"},
+    {"trainer", "training", "probing"},
     {"experiment"},
     {"study"},
     {"cli"},
@@ -32,8 +32,19 @@ FLOORS = [
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # Rooms that must never see a model.
-WITHOUT_TORCH = {"errors", "names", "atomic", "schedules", "stabilization", "results", "dynamics", "config", "report"}
-WITHOUT_TRAINER = {"layers", "layer_groups", "layer_rules", "layer_check", "freezing", "probes", "evaluation"}
+WITHOUT_TORCH = {
+    "errors",
+    "names",
+    "atomic",
+    "folders",
+    "schedules",
+    "stabilization",
+    "results",
+    "dynamics",
+    "config",
+    "report",
+}
+WITHOUT_TRAINER = {"layers", "layer_groups", "layer_rules", "layer_check", "freezing", "sharding", "probes", "evaluation"}
 
 
 def room(module: str) -> str:
@@ -104,7 +115,9 @@ def test_public_names_are_there():
         hf_early_ood.nonsense  # noqa: B018
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["schedule", "--help"], ["keys"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["schedule", "--help"], ["probe", "--help"], ["keys"]]
+)
 def test_help_loads_nothing_heavy(arguments):
     """What makes it slow is torch and its friends; a time limit would measure the machine."""
     code = (

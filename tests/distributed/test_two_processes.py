@@ -26,8 +26,13 @@ REWRAPPED = [name for name in SCENARIOS if "rewrap" in name]
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    worker.interrupt(folder / worker.BEGUN_ON_ONE, *worker.BEFORE_DECISION)
     done = subprocess.run(
         [*LAUNCHER, "--module", "tests.distributed.worker", str(folder)],
         cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False,
@@ -80,6 +85,21 @@ def test_two_processes_equal_one_on_the_same_global_batch(one, two, name):
     assert_close(weights(ours["outcome"]), weights(theirs["outcome"]))
     assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-4)
     assert len(ours["eval_loss"]) == 4
+
+
+def test_begun_on_one_process_and_resumed_on_two(one, two):
+    """Before the decision, which falls at the same update as without the interruption."""
+    for rank in two:
+        ours, theirs = rank["begun on one"], one(worker.BEFORE_DECISION[0])
+        assert ours["stages"] == theirs["stages"]
+        assert ours["decision"] == theirs["decision"] == AUTO_DECISION
+        assert_close(weights(ours["outcome"]), weights(theirs["outcome"]))
+
+
+def test_begun_on_two_processes_and_resumed_on_one(one, two, folder):
+    ours, theirs = worker.resume(folder / worker.PARTS, *worker.MID_STAGE), one(worker.MID_STAGE[0])
+    assert ours["stages"] == theirs["stages"]
+    assert_close(weights(ours["outcome"]), weights(theirs["outcome"]))
 
 
 @pytest.mark.parametrize("name", REWRAPPED)

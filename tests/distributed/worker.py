@@ -60,6 +60,9 @@ SCENARIOS: dict[str, tuple[str, int, bool, dict[str, Any]]] = {
     "auto_decision_fixed 2": ("auto_decision_fixed", 2, False, {}),
     "auto_decision_fixed 2 rewrap": ("auto_decision_fixed", 2, False, REWRAP_FAST),
 }
+# What is interrupted after which update, and in which folder.
+MID_STAGE, BEFORE_DECISION = ("fixed 2 rewrap", 5), ("auto 2", AUTO_DECISION - 1)
+PARTS, BEGUN_ON_ONE = "parts", "begun_on_one"
 _REENTRANT = {**CHECKPOINTING, "activation_checkpointing_kwargs": {"use_reentrant": True}}
 REFUSED: dict[str, dict[str, Any]] = {
     "find_unused": {"ddp_find_unused_parameters": False},
@@ -160,12 +163,16 @@ def train(folder: Path, name: str) -> dict[str, Any]:
     return result(trainer, recorder.gradient)
 
 
-def train_in_two_parts(folder: Path, name: str) -> dict[str, Any]:
-    """Interrupted in the middle of a stage, and resumed by a new Trainer."""
-    trainer_for(folder / "parts", name, [StopAfter(5)]).train()
-    second = trainer_for(folder / "parts", name, [])
-    second.train(resume_from_checkpoint=str(folder / "parts" / name / "checkpoint-5"))
-    return result(second)
+def interrupt(folder: Path, name: str, step: int) -> None:
+    """Train up to an update, with a checkpoint."""
+    trainer_for(folder, name, [StopAfter(step)]).train()
+
+
+def resume(folder: Path, name: str, step: int) -> dict[str, Any]:
+    """Train on from where another Trainer was interrupted, perhaps on another number of processes."""
+    trainer = trainer_for(folder, name, [])
+    trainer.train(resume_from_checkpoint=str(folder / name / f"checkpoint-{step}"))
+    return result(trainer)
 
 
 def train_again_without_the_callback(folder: Path) -> dict[str, Any]:
@@ -202,7 +209,9 @@ def main() -> None:
     torch.set_num_threads(1)
     folder, rank = Path(sys.argv[1]), os.environ["RANK"]
     results: dict[str, Any] = {name: train(folder, name) for name in SCENARIOS}
-    results["in two parts"] = train_in_two_parts(folder, "fixed 2 rewrap")
+    interrupt(folder / PARTS, *MID_STAGE)
+    results["in two parts"] = resume(folder / PARTS, *MID_STAGE)
+    results["begun on one"] = resume(folder / BEGUN_ON_ONE, *BEFORE_DECISION)
     results["again"] = train_again_without_the_callback(folder)
     results["refused"] = refusals(folder)
     results["drifts"] = drifts.all_of_them(folder)
