@@ -64,13 +64,17 @@ SCENARIOS: dict[str, tuple[str, int, bool, dict[str, Any]]] = {
 MID_STAGE, BEFORE_DECISION = ("fixed 2 rewrap", 5), ("auto 2", AUTO_DECISION - 1)
 PARTS, BEGUN_ON_ONE = "parts", "begun_on_one"
 _REENTRANT = {**CHECKPOINTING, "activation_checkpointing_kwargs": {"use_reentrant": True}}
-REFUSED: dict[str, dict[str, Any]] = {
-    "find_unused": {"ddp_find_unused_parameters": False},
-    "static_graph": {"ddp_static_graph": True},
-    "static_graph rewrap": {"ddp_static_graph": True, **REWRAP},
-    "checkpointing": CHECKPOINTING,
-    "reentrant": {**_REENTRANT, "ddp_find_unused_parameters": True},
-    "reentrant rewrap": {**_REENTRANT, **REWRAP},
+# Arguments, and what the error says.
+_WAITS = "waits for the gradients of frozen layers, which never come"
+_STATIC = "A static DDP graph cannot follow layers that are released during training"
+_TWICE = "Reentrant activation checkpointing marks a parameter ready twice under DDP with frozen layers"
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "find_unused": ({"ddp_find_unused_parameters": False}, _WAITS),
+    "checkpointing": (CHECKPOINTING, _WAITS),
+    "static_graph": ({"ddp_static_graph": True}, _STATIC),
+    "static_graph rewrap": ({"ddp_static_graph": True, **REWRAP}, _STATIC),
+    "reentrant": ({**_REENTRANT, "ddp_find_unused_parameters": True}, _TWICE),
+    "reentrant rewrap": ({**_REENTRANT, **REWRAP}, _TWICE),
 }
 
 
@@ -188,7 +192,7 @@ def train_again_without_the_callback(folder: Path) -> dict[str, Any]:
 def refusals(folder: Path) -> dict[str, str]:
     """The message of every combination that must be refused before the first update."""
     messages = {}
-    for name, arguments in REFUSED.items():
+    for name, (arguments, _) in REFUSED.items():
         trainer = make_trainer(
             folder / name,
             [GradualUnfreezingCallback(interval=2)],
