@@ -36,8 +36,8 @@ INTRODUCTION = """\
 
 <!-- Written by python -m tests.support_table from the parameter lists of the tests; edit those. -->
 
-One YAML file for each kind of machine is in this folder, with its command in the header. What follows is tested with two
-processes on the CPU (gloo); on GPUs (NCCL) it was not run.
+One YAML file for each kind of machine is in this folder, with its command in the header. What follows is tested with
+two processes on the CPU (gloo); on GPUs (NCCL) it was not run.
 """
 
 
@@ -70,8 +70,9 @@ def supported() -> list[str]:
     return [
         "## What is supported",
         "",
-        "With DistributedDataParallel and FSDP2 the weights are those of one process on the same global batch, frozen layers"
-        " do not move and released ones do. Killed at any moment, training ends bit for bit as if it had not been.",
+        "With DistributedDataParallel and FSDP2 the weights are those of one process on the same global batch, frozen"
+        " layers do not move and released ones do. Killed at any moment, training ends bit for bit as if it had not"
+        " been.",
         "",
         *table(("setup", "tested with"), rows),
     ]
@@ -88,9 +89,10 @@ def ddp(callback: str, accumulation: int, lora: bool, arguments: Mapping[str, An
 def killed(parts: Mapping[str, Any]) -> str:
     words = [settings(parts["unfreezing"], ("interval", "order", "release", "tolerance"))]
     words += [f"`EarlyDynamicsCallback` with {', '.join(parts['dynamics']['measures'])}"] if "dynamics" in parts else []
-    words += [settings(parts["arguments"], ("gradient_accumulation_steps", "load_best_model_at_end", "save_steps"))] * (
-        "arguments" in parts
-    )
+    if "arguments" in parts:
+        words.append(
+            settings(parts["arguments"], ("gradient_accumulation_steps", "load_best_model_at_end", "save_steps"))
+        )
     return ", ".join(words)
 
 

@@ -44,7 +44,16 @@ WITHOUT_TORCH = {
     "config",
     "report",
 }
-WITHOUT_TRAINER = {"layers", "layer_groups", "layer_rules", "layer_check", "freezing", "sharding", "probes", "evaluation"}
+WITHOUT_TRAINER = {
+    "layers",
+    "layer_groups",
+    "layer_rules",
+    "layer_check",
+    "freezing",
+    "sharding",
+    "probes",
+    "evaluation",
+}
 
 
 def room(module: str) -> str:

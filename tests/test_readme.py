@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSequenceClassification, default_data_collator
 
-from tests import families
+from tests import families, support_table
 from tests.training import Rows
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +43,10 @@ def test_tables_are_those_of_the_recorded_results():
         capture_output=True, text=True, check=False, env=ENVIRONMENT,
     )  # fmt: skip
     assert done.returncode == 0, "run: python benchmarks/make_tables.py\n" + done.stderr[-2000:]
+
+
+def test_the_page_of_setups_is_that_of_the_tests():
+    assert support_table.PAGE.read_text(encoding="utf-8") == support_table.page(), "run: python -m tests.support_table"
 
 
 @pytest.mark.parametrize("image", re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README))
