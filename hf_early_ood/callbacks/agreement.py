@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from hf_early_ood.errors import UnsupportedSetupError
 from hf_early_ood.sharding import is_distributed
@@ -33,6 +32,8 @@ def check_ranks_agree(groups: Mapping[str, Mapping[str, nn.Parameter]], step: in
     """
     if not is_distributed() or torch.distributed.get_world_size() == 1:
         return
+    from torch.distributed.tensor import DTensor
+
     owners = {
         name: (group, parameter)
         for group, parameters in groups.items()
@@ -81,7 +82,8 @@ def bit_checksums(tensors: Iterable[Tensor]) -> Tensor:
     weights: dict[torch.device, Tensor] = {}
     for tensor in tensors:
         tensor = tensor.detach()
-        flat = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).reshape(-1)
+        # Of a DTensor, without importing what not every build of torch has.
+        flat = (tensor.to_local() if hasattr(tensor, "to_local") else tensor).reshape(-1)
         bits = flat.view(_INTEGERS.get(flat.element_size(), torch.int32))
         if bits.device not in weights:
             weights[bits.device] = odd.to(bits.device)
