@@ -58,8 +58,7 @@ def main() -> None:
     for length in lengths:
         row = timed(options, LENGTH_EXAMPLES, LENGTH_BATCH, length, by_length)
         row["peak_memory_bytes"] = {
-            name: peak_memory(one_job, options, LENGTH_BATCH, length, name)
-            for name in (STEP, STEP_WITHOUT_DROPOUT, EXACT, "loop")
+            name: peak_memory(one_job, options, LENGTH_BATCH, length, name) for name in (STEP_WITHOUT_DROPOUT, EXACT)
         }
         results["length"][str(length)] = row
         show(f"{length} tokens, batches of {LENGTH_BATCH}", row)
@@ -74,7 +73,8 @@ def main() -> None:
         limit = 0.75 if int(length) == SHORT else 1.0
         # Like with like: each kind of batches in steps on the same batches.
         goals += [Goal(f"{name}, {length} tokens", row["ratio"][name], limit) for name in (EXACT, EXACT_BUCKETED)]
-        goals.append(Goal(f"{EXACT} without dropout, {length} tokens", row["ratio_without_dropout"][EXACT], 1.0))
+        # A measurement in use: batches as a probe set makes them, against training on these examples as they fall.
+        goals.append(Goal(f"probe set, {length} tokens", row["ratio_without_dropout"][EXACT_BUCKETED], 1.0))
     finish(
         options,
         setting=setting(

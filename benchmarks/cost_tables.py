@@ -25,6 +25,7 @@ SHORT = {
     "curvature": ("hessian trace, hutch++", "hessian top eigenvalue", "gauss_newton trace, hutch++"),
     "peers": ("empirical Fisher trace",),
     "scaling": ("length",),
+    "ddp": ("re-wrapped, with search",),  # left out
 }
 
 
@@ -173,27 +174,27 @@ def scaling(record: Record, short: bool) -> str:
     """The Fisher trace over lengths, batch sizes and probe sets."""
     setting, results = record["setting"], record["results"]
     lengths, sizes, sets = results["length"], results["batch size"], results["probe set"]
-    jobs = ["exact", "exact, batches by length", "loop", "loop, padding cut off"]
-    jobs += [] if short else ["rademacher", "rademacher, batches by length"]
-    held = {STEP: "MiB: step", STEP_WITHOUT_DROPOUT: "step without dropout", "exact": "exact", "loop": "loop"}
+    jobs = ["exact", "exact, batches by length", "loop, padding cut off"]
+    jobs += [] if short else ["loop", "rademacher", "rademacher, batches by length"]
+    held = (STEP_WITHOUT_DROPOUT, "exact")
     rows = [
         (
             length,
             *(f"{row['ratio'][job]:.2f}" for job in jobs),
             goal_of(record, f"exact, {length} tokens", f"exact, batches by length, {length} tokens"),
-            f"{row['ratio_to_step_as_they_fall']['exact, batches by length']:.2f}",
-            f"{row['ratio_without_dropout']['exact']:.2f}",
-            goal_of(record, f"exact without dropout, {length} tokens"),
-            *(mebibytes(row["peak_memory_bytes"].get(job)) for job in held),
+            *(f"{row['ratio_without_dropout'][job]:.2f}" for job in jobs[:2]),
+            goal_of(record, f"probe set, {length} tokens"),
+            " / ".join(mebibytes(row["peak_memory_bytes"][job]) for job in held),
         )
         for length, row in lengths.items()
     ]
-    units = ("exact by length, in steps as they fall", "exact, in steps without dropout", "goal")
-    head = ("tokens", *jobs, "goal for exact", *units, *held.values())
+    units = ("without dropout: exact", "by length", "goal", "MiB: step / exact")
+    head = ("tokens", *jobs, "goal for exact", *units)
     text = (
         f"By length, in training steps on the same batches: {setting['length']['examples']} examples, lengths from a"
         f" third to all of the tokens, in batches of {setting['length']['batch_size']} as they fall or, as a probe set"
-        f" has them, by length ({command_of(record)}):\n\n"
+        f" has them, by length. Dropout costs a CPU much of a step; without it, both are in steps on the batches as"
+        f" they fall, as in training ({command_of(record)}):\n\n"
     ) + table(head, rows)
     if short:
         by_size = ", ".join(f"{row['ratio']['exact']:.2f}" for row in sizes.values())
@@ -222,12 +223,38 @@ def scaling(record: Record, short: bool) -> str:
     return text
 
 
+def ddp(record: Record, short: bool) -> str:
+    """Stages under DistributedDataParallel."""
+    setting = record["setting"]
+    rows = [
+        (
+            row["stage"],
+            row["way"],
+            f"{row['ratio']:.2f}",
+            f"{row['ratio_to_head_only']:.2f}",
+            f"{sum(row['all_reduced_bytes'].values()) / MEBIBYTE:.1f}",
+            goal_of(record, f"head, {row['way']}, of a DDP that was built for the head")
+            if row["stage"] == "head"
+            else "",
+        )
+        for row in record["results"]["rows"]
+        if not short or row["way"] not in SHORT["ddp"]
+    ]
+    text = (
+        f"Under DistributedDataParallel: {setting['processes']} processes on one machine, {setting['batch_size']}"
+        f" examples of {setting['length']} tokens each; time on the wall of an update, in those of full fine-tuning and"
+        f" of training the head with a DDP that was built for it ({command_of(record)}):\n\n"
+    )
+    return text + table(("trains", "DDP", "of full", "of head only", "MiB all-reduced", "goal"), rows)
+
+
 TABLES: dict[str, Callable[[Record, bool], str]] = {
     "fisher": fisher,
     "peers": peers,
     "scaling": scaling,
     "sharpness": sharpness,
     "curvature": curvature,
+    "ddp": ddp,
 }
 TITLES = {
     "fisher": "Stages and the Fisher trace",
@@ -235,4 +262,5 @@ TITLES = {
     "scaling": "Scaling of the Fisher trace",
     "sharpness": "Sharpness",
     "curvature": "Curvature",
+    "ddp": "DistributedDataParallel",
 }

@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parent / "results"
 STUDY = RESULTS / "sentiment_across_domains"
 RECORD = """```bash
 pip install -e ".[bench]"   # on a CPU: CPU builds of torch and torchvision first
-for name in fisher peers scaling sharpness curvature; do python benchmarks/bench_$name.py; done
+for name in fisher peers scaling sharpness curvature ddp; do python benchmarks/bench_$name.py; done
 python benchmarks/bench_peers.py --device cuda --examples 64 --name bench_peers_gpu   # with a GPU
 python benchmarks/bench_scaling.py --device cuda --name bench_scaling_gpu             # with a GPU
 python benchmarks/make_tables.py
