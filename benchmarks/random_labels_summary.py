@@ -243,9 +243,9 @@ def markdown(record: Mapping[str, Any]) -> str:
         ' "update 0" and "same weights" what is bookkeeping. Ratios are paired by seed: geometric mean [lowest, highest'
         " seed].",
         "",
-        "Two settings were changed after the first curves had been seen (real labels, seed 1), to lower noise and time: the"
-        " expectation over labels instead of one drawn label (last section), and a measurement every 10 updates instead"
-        " of 5.",
+        "Two settings were changed after the first curves had been seen (real labels, seed 1), to lower noise and time:"
+        " the expectation over labels instead of one drawn label (last section), and a measurement every 10 updates"
+        " instead of 5.",
         "",
         "## Withheld layers against standard fine-tuning",
         "",

@@ -164,13 +164,10 @@ RULES: dict[Any, Callable[..., list[Use]]] = {
 
 def may_be_elementwise(module: nn.Module) -> bool:
     """Whether a module could be a normalization written out in Python: a leaf with vectors only."""
+    if type(module).__module__.startswith("torch.nn") or any(True for _ in module.children()):
+        return False  # said first: it is asked of every module, and parameters() goes through all below
     owned = list(module.parameters())
-    return (
-        bool(owned)
-        and not any(True for _ in module.children())
-        and all(parameter.dim() == 1 for parameter in owned)
-        and not type(module).__module__.startswith("torch.nn")
-    )
+    return bool(owned) and all(parameter.dim() == 1 for parameter in owned)
 
 
 def elementwise_uses(module: nn.Module, x: Tensor) -> list[Use]:

@@ -72,9 +72,6 @@ def test_an_optimizer_that_moves_frozen_layers_is_stopped(tmp_path: Path) -> Non
 
 def test_every_stage_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without room for the stages the limit of PyTorch is hit; with it, it is not, and it is put back."""
-    config = torch._dynamo.config
-    monkeypatch.setattr(config, "recompile_limit", 2)
-    monkeypatch.setattr(config, "fail_on_recompile_limit_hit", True)
 
     def train() -> None:
         torch._dynamo.reset()
@@ -91,11 +88,12 @@ def test_every_stage_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             eval_dataset=Rows(4),
         ).train()
 
-    train()
-    assert counters["frames"]["ok"] >= 4
-    assert config.recompile_limit == 2
-    with monkeypatch.context() as without:
-        without.setattr(unfreezing, "recompilation_allowed", lambda stages: lambda: None)
+    # Not monkeypatch: it takes the settings of torch away when it is done.
+    with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
+        train()
+        assert counters["frames"]["ok"] >= 4
+        assert torch._dynamo.config.recompile_limit == 2
+        monkeypatch.setattr(unfreezing, "recompilation_allowed", lambda stages: lambda: None)
         with pytest.raises(FailOnRecompileLimitHit):
             train()
     torch._dynamo.reset()
