@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("interrupted; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        kept = getattr(options, "output", "") is not None
+        what = "what was finished is kept, the same command goes on from there" if kept else "nothing was written"
+        print(f"interrupted; {what}", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -326,6 +326,7 @@ def _label_names(request: ProbeRequest, config: PretrainedConfig, column: str) -
     A model with names is matched by name. One without (``LABEL_0``) knows numbers only: then it is the numbers of the
     data that count, those behind the names of a ``ClassLabel`` included.
     """
+    known = class_names(config)
     if request.label_names is not None:
         if len(request.label_names) != config.num_labels:
             raise ConfigurationError(
@@ -333,8 +334,14 @@ def _label_names(request: ProbeRequest, config: PretrainedConfig, column: str) -
                 got=", ".join(request.label_names),
                 allowed=f"{config.num_labels} names",
             )
+        if set(request.label_names) == set(known) and list(request.label_names) != known:
+            raise ConfigurationError(
+                "The label names are those of the model in another order, which would exchange its classes.",
+                got=", ".join(request.label_names),
+                allowed=", ".join(known),
+                fix="Leave them out: the model has names of its own.",
+            )
         return list(request.label_names)
-    known = class_names(config)
     if not _is_numbered(config):
         return known
     data = read_source(request.data, [LABEL if request.data.is_bundled else column])

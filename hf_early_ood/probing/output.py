@@ -20,6 +20,7 @@ from hf_early_ood.probes.batches import ProbeSet
 from hf_early_ood.probing.checkpoints import SavedModel
 from hf_early_ood.probing.request import ProbedModel, ProbeReport, ProbeRequest, read_probe_file
 
+SOURCE = "probe"  # who wrote a line of the series
 _FIX = "Give another output folder, or delete this one."
 
 
@@ -79,8 +80,10 @@ def _values(path: Path) -> list[dict[str, Any]]:
         return []
     read_dynamics(path)  # says which line is wrong
     *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    records = [{key: value for key, value in json.loads(line).items() if key != "source"} for line in lines]
-    return [record for record in records if record["value"] is not None]
+    records = [json.loads(line) for line in lines]
+    # What a training has written into the same file is not ours.
+    own = [{key: record[key] for key in record if key != "source"} for record in records if record["source"] == SOURCE]
+    return [record for record in own if record["value"] is not None]
 
 
 class ReportFile:

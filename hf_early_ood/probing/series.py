@@ -21,18 +21,17 @@ from hf_early_ood.probing.checkpoints import SavedModel, find_saved_models
 from hf_early_ood.probing.examples import is_tokenized, make_probe_set
 from hf_early_ood.probing.loading import Blueprint, NewHead, class_names, read_blueprint
 from hf_early_ood.probing.measuring import measurements
-from hf_early_ood.probing.output import Held, ReportFile, claim
+from hf_early_ood.probing.output import SOURCE, Held, ReportFile, claim
 from hf_early_ood.probing.request import ProbeReport, ProbeRequest
 
 logger = logging.getLogger(__name__)
 
 DEVICES = ("auto", "cpu", "cuda")
-_SOURCE = "probe"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def probe_checkpoints(
-    request: ProbeRequest, *, output: Path | None = None, device: str = "auto", command: str = ""
+    request: ProbeRequest, *, output: str | Path | None = None, device: str = "auto", command: str = ""
 ) -> ProbeReport:
     """Measure a saved model, or every checkpoint in a folder, on the same examples with the same random numbers.
 
@@ -53,11 +52,11 @@ def probe_checkpoints(
         ResumeError: The output folder belongs to something else.
         EarlyOODError: If anything is wrong with settings, data or models, before the first measurement.
     """
-    where = _device(device)
+    where, output = _device(device), None if output is None else Path(output)
     material = _prepare(request)
     held = Held() if output is None else claim(output, request, material.models, material.probe_set)
     report = ReportFile(request, material.probe_set, where, command, output, held)
-    log = DynamicsLog(None if output is None else output / names.DYNAMICS_FILE, _SOURCE)
+    log = DynamicsLog(None if output is None else output / names.DYNAMICS_FILE, SOURCE)
 
     done = {(record["step"], record["measure"]) for record in held.records}
     missing = {m.step: [n for n in request.measures if (m.step, n) not in done] for m in material.models}

@@ -104,6 +104,8 @@ def test_model_without_names_takes_numbers(project):
     assert torch.equal(all_labels(given), words)
     with pytest.raises(ConfigurationError, match="2 names"):
         probe_set(project, "numbered", "train.jsonl", label="label", label_names=("bad",))
+    with pytest.raises(ConfigurationError, match=r"exchange its classes.*good, bad.*Leave them out"):
+        probe_set(project, "model", "train.jsonl", label="label", label_names=("good", "bad"))
     three = rows.cast_column("label", ClassLabel(names=["bad", "good", "unsure"]))
     three.save_to_disk(project / "three")
     with pytest.raises(DataError, match="not as many labels as the model has classes"):

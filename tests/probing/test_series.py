@@ -219,6 +219,19 @@ def test_only_what_is_missing_is_measured(project, tmp_path, monkeypatch):
     assert [model.step for model in report.models] == [2, 4, 10]
 
 
+def test_lines_of_a_training_in_the_same_file_are_left_alone(project, tmp_path):
+    request = ProbeRequest(str(project / "out" / "checkpoint-4"), SplitSpec(str(project / "train.jsonl")), **SMALL)
+    first = probe_checkpoints(request, output=str(tmp_path / "probed"))
+    file = tmp_path / "probed" / names.DYNAMICS_FILE
+    (line,) = file.read_text().splitlines()
+    stage = {"event": "stage", "stage": 0, "released": ["head"], "step": 0, "trainable_parameters": 1}
+    others = [{**stage, "source": "GradualUnfreezingCallback"}, {**json.loads(line), "value": 7.0, "source": "another"}]
+    file.write_text("".join(text + "\n" for text in [*map(json.dumps, others), line]))
+    again = probe_checkpoints(request, output=tmp_path / "probed")
+    assert values(again) == values(first)
+    assert "GradualUnfreezingCallback" in file.read_text()
+
+
 def test_killed_process_is_gone_on_from(project, tmp_path, monkeypatch):
     from hf_early_ood.callbacks import measuring
 
