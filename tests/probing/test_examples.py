@@ -105,7 +105,7 @@ def test_model_without_names_takes_numbers(project):
     with pytest.raises(ConfigurationError, match="2 names"):
         probe_set(project, "numbered", "train.jsonl", label="label", label_names=("bad",))
     with pytest.raises(ConfigurationError, match=r"exchange its classes.*good, bad.*Leave them out"):
-        probe_set(project, "model", "train.jsonl", label="label", label_names=("good", "bad"))
+        probe_set(project, "named", "train.jsonl", label="label", label_names=("good", "bad"))
     three = rows.cast_column("label", ClassLabel(names=["bad", "good", "unsure"]))
     three.save_to_disk(project / "three")
     with pytest.raises(DataError, match="not as many labels as the model has classes"):
