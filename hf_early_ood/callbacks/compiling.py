@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from accelerate.state import AcceleratorState
-from accelerate.utils import DynamoBackend
+from accelerate.utils import DynamoBackend, is_compiled_module
 from torch import nn
 from transformers import TrainingArguments
 from transformers.utils import logging
@@ -20,7 +20,7 @@ _PER_STAGE = 2
 def is_compiled(model: nn.Module, args: TrainingArguments) -> bool:
     """Whether the Trainer compiles the model, as a whole or block by block, or somebody has."""
     backend = AcceleratorState().dynamo_plugin.backend
-    compiled = any(hasattr(module, "_orig_mod") for module in model.modules())
+    compiled = any(is_compiled_module(module) for module in model.modules())
     return bool(args.torch_compile) or backend != DynamoBackend.NO or compiled
 
 

@@ -85,11 +85,8 @@ class UnfreezingRun:
         self.freezer.train_only(self.schedule.trainable_in(stage))
         self.rewrap()
         self._ranks_checked = False
-        self._frozen_bits = self._bits_of_frozen()
-
-    def _bits_of_frozen(self) -> Tensor | None:
         frozen = self.freezer.frozen
-        return bit_checksums(frozen.values()) if frozen else None
+        self._frozen_bits = bit_checksums(frozen.values()) if frozen else None
 
     def check_frozen(self, step: int) -> None:
         """Stop if frozen layers have moved; looked at after the first update of every stage.
@@ -100,12 +97,13 @@ class UnfreezingRun:
         before, self._frozen_bits = self._frozen_bits, None
         if before is None:
             return
-        now = bit_checksums(self.freezer.frozen.values())
-        moved = [name for name, same in zip(self.freezer.frozen, before.eq(now).tolist(), strict=True) if not same]
+        frozen = self.freezer.frozen
+        now = bit_checksums(frozen.values())
+        moved = [name for name, same in zip(frozen, before.eq(now).tolist(), strict=True) if not same]
         if moved:
             raise UnsupportedSetupError(
                 f"In update {step} frozen parameters have moved, though they have no gradient.",
-                got=f"{len(moved)} of {len(self.freezer.frozen)}, such as {moved[0]}",
+                got=f"{len(moved)} of {len(frozen)}, such as {moved[0]}",
                 allowed="optimizers that leave a parameter alone whose gradient is None, as those of torch.optim do",
                 fix="One that takes it for zero moves frozen layers by weight decay and momentum: use another"
                 " optimizer. If another callback or a module writes to these weights, take it away.",
