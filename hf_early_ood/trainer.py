@@ -13,6 +13,7 @@ from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from hf_early_ood import names
 from hf_early_ood.atomic import write_json
+from hf_early_ood.callbacks.intervening import InterveningCallback, UpdateRulesCallback
 from hf_early_ood.callbacks.recording import RecordingCallback
 from hf_early_ood.callbacks.rewrapping import ddp_of, rewrap
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
@@ -20,6 +21,8 @@ from hf_early_ood.checkpoints import last_whole_checkpoint
 from hf_early_ood.errors import ConfigurationError, did_you_mean
 from hf_early_ood.evaluation.metrics import classification_metrics, predicted_classes
 from hf_early_ood.evaluation.suites import SuiteEvaluation, evaluate_splits
+from hf_early_ood.interventions.update_rules import split_by_layer_group
+from hf_early_ood.layers import find_layer_groups
 from hf_early_ood.schedules import AUTO, parse_number
 from hf_early_ood.sharding import reshard, sharded_modules
 from hf_early_ood.tasks.sequence_classification import (
@@ -163,7 +166,12 @@ class EarlyOODTrainer(Trainer):
                     fix='Set intervention="standard" or leave the callback out.',
                 )
             self.add_callback(GradualUnfreezingCallback(**self.args.callback_settings(), probe_dataset=probe_dataset))
+        self.add_callback(UpdateRulesCallback())
         self._equip_callbacks()
+
+    @property
+    def _intervening(self) -> list[InterveningCallback]:
+        return [callback for callback in self.callback_handler.callbacks if isinstance(callback, InterveningCallback)]
 
     @property
     def unfreezing(self) -> GradualUnfreezingCallback | None:
@@ -181,6 +189,10 @@ class EarlyOODTrainer(Trainer):
                 callback.report_through(self._log_aside)
                 if self._probe_dataset is not None:
                     callback.probe_dataset = self._probe_dataset
+            elif isinstance(callback, UpdateRulesCallback):
+                callback.callbacks = self._intervening
+        for intervening in self._intervening:
+            intervening.is_asked = True
         if self.unfreezing is not None:
             self.unfreezing.checks_loss_scale = False  # compute_loss_func is right
             self.unfreezing.rewrap_through(self._rewrap if self._rewraps else None)
@@ -199,7 +211,20 @@ class EarlyOODTrainer(Trainer):
             reshard(self.model)  # copies that an evaluation has left are not what is trained
         if self.unfreezing is not None and self.model is not None:
             self.unfreezing.release_leftovers(self.model)
-        return super().create_optimizer(*args, **kwargs)
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.model is not None and any(callback.splits_optimizer for callback in self._intervening):
+            split_by_layer_group(optimizer, find_layer_groups(self.model).trainable())
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Build the scheduler that the arguments ask for, as the interventions change it."""
+        is_new = self.lr_scheduler is None
+        scheduler: Any = super().create_scheduler(num_training_steps, optimizer)
+        if is_new:
+            for callback in self._intervening:
+                scheduler = callback.adapt_scheduler(scheduler, num_training_steps)
+            self.lr_scheduler = scheduler
+        return scheduler
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; the user's flags come back also if it is interrupted.

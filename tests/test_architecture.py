@@ -22,7 +22,7 @@ FLOORS = [
     {"atomic", "folders", "schedules", "stabilization", "duplicates"},
     {"results", "dynamics", "environment", "config", "freezing", "sharding"},
     {"layer_groups", "layer_rules", "layers", "layer_check", "probes", "bundled", "checkpoints"},
-    {"sources", "data", "tasks", "evaluation"},
+    {"sources", "data", "tasks", "evaluation", "interventions"},
     {"callbacks", "report"},
     {"trainer", "training", "probing"},
     {"experiment"},
@@ -52,6 +52,7 @@ WITHOUT_TRAINER = {
     "freezing",
     "sharding",
     "probes",
+    "interventions",
     "evaluation",
 }
 

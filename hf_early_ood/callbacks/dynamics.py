@@ -13,7 +13,8 @@ from transformers.utils import logging
 from hf_early_ood import names
 from hf_early_ood.callbacks.dynamics_log import DynamicsLog
 from hf_early_ood.callbacks.measuring import check_deterministic, from_main_process, measure_in_training
-from hf_early_ood.callbacks.recording import RecordingCallback, check_counts, check_same
+from hf_early_ood.callbacks.recording import RecordingCallback, check_counts
+from hf_early_ood.callbacks.resumable import check_same
 from hf_early_ood.callbacks.setups import check_shards
 from hf_early_ood.errors import ConfigurationError
 from hf_early_ood.freezing import frozen_by

@@ -1,4 +1,4 @@
-"""What callbacks that measure have in common: the probe set, the series, the checkpoint, the log."""
+"""What callbacks that measure have in common: the probe set, the series, the log."""
 
 from __future__ import annotations
 
@@ -10,26 +10,21 @@ from typing import Any
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_early_ood.callbacks.dynamics_log import DynamicsLog
 from hf_early_ood.callbacks.measuring import from_main_process
-from hf_early_ood.errors import ConfigurationError, ResumeError
+from hf_early_ood.callbacks.resumable import ResumableCallback
+from hf_early_ood.errors import ConfigurationError
 from hf_early_ood.probes.batches import ProbeSet
 
 Emit = Callable[[dict[str, float]], None]
 
 LABEL_COLUMNS = ("label", "labels", "label_ids")
-# Settings that do not change what is measured or trained: a checkpoint may have been made with others.
-HARMLESS = ("dynamics_file", "self_check", "check_ranks")
 
 
-class RecordingCallback(TrainerCallback, ExportableState):
-    """A callback with JSON-able settings that keeps what it learns in the checkpoint.
-
-    transformers restores callbacks only on request, and then as new objects. What was learned is read from
-    ``state.stateful_callbacks`` at ``on_train_begin`` instead, which works with default arguments.
+class RecordingCallback(ResumableCallback):
+    """A callback that measures on a fixed probe set and keeps a series.
 
     Args:
         settings: The constructor's JSON-able arguments by name.
@@ -37,7 +32,7 @@ class RecordingCallback(TrainerCallback, ExportableState):
     """
 
     def __init__(self, settings: dict[str, Any], probe_dataset: Any) -> None:
-        self.settings = settings
+        super().__init__(settings)
         self.probe_dataset = probe_dataset
         self._report: Emit | None = None
         check_counts(settings, "probe_size", "probe_batch_size")
@@ -55,38 +50,6 @@ class RecordingCallback(TrainerCallback, ExportableState):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Forget the Trainer: the next one may be another."""
         self._report = None
-
-    def learned(self) -> dict[str, Any] | None:
-        """What a checkpoint must hold, JSON-able; None before training."""
-        raise NotImplementedError
-
-    def state(self) -> dict[str, Any]:
-        """What transformers writes into ``trainer_state.json``."""
-        return {"args": dict(self.settings), "attributes": {"_restored": self.learned()}}
-
-    def _saved(self, state: TrainerState) -> dict[str, Any] | None:
-        """What the checkpoint brings; None for a new run.
-
-        Raises:
-            ResumeError: The checkpoint was made without this callback, or with other settings.
-        """
-        if state.global_step == 0:
-            return None
-        name, stateful = type(self).__name__, stateful_callbacks(state)
-        saved = stateful.get(name)
-        learned = saved["attributes"].get("_restored") if isinstance(saved, dict) else None
-        if saved is None or learned is None:
-            raise ResumeError(
-                f"The checkpoint was made without {name}.",
-                got=f"a checkpoint at update {state.global_step}",
-                fix="Resume without the callback, or start anew with it.",
-            )
-        check_same("settings", _comparable(saved["args"]), _comparable(self.settings))
-        return learned
-
-    def _announce(self, state: TrainerState) -> None:
-        """Make the name known: transformers looks it up when it saves, whoever made the checkpoint."""
-        stateful_callbacks(state)[type(self).__name__] = self.state()
 
     def _examples(self, model: nn.Module, dataloader: Any) -> Any:
         if self.probe_dataset is None:
@@ -129,12 +92,6 @@ def taken_columns(forward: Callable[..., Any], columns: Iterable[str]) -> list[s
     return [column for column in columns if column in taken]
 
 
-def stateful_callbacks(state: TrainerState) -> dict[str, Any]:
-    """``state.stateful_callbacks`` as what it is at run time; its annotation says otherwise."""
-    stateful: Any = state.stateful_callbacks
-    return stateful
-
-
 def check_counts(settings: Mapping[str, Any], *keys: str) -> None:
     """Refuse what is not a whole number from 1 on.
 
@@ -145,25 +102,3 @@ def check_counts(settings: Mapping[str, Any], *keys: str) -> None:
         value = settings[key]
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigurationError(f"{key} is not usable.", got=repr(value), allowed="an integer >= 1")
-
-
-def check_same(what: str, saved: Any, ours: Any) -> None:
-    """Refuse to resume with something else than the checkpoint was made with.
-
-    Raises:
-        ResumeError: They differ; of two mappings, the keys that differ are named.
-    """
-    if saved == ours:
-        return
-    if isinstance(saved, dict) and isinstance(ours, dict):
-        differs = [key for key in {**ours, **saved} if saved.get(key) != ours.get(key)]
-        saved, ours = {key: saved.get(key) for key in differs}, {key: ours.get(key) for key in differs}
-    raise ResumeError(
-        f"The checkpoint was made with other {what}.",
-        got=f"{ours} now, {saved} in the checkpoint",
-        fix="Resume with what the checkpoint was made with, or start anew.",
-    )
-
-
-def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in HARMLESS}

@@ -15,7 +15,8 @@ from hf_early_ood import names
 from hf_early_ood.callbacks.agreement import bit_checksums, check_ranks_agree
 from hf_early_ood.callbacks.dynamics_log import DynamicsLog
 from hf_early_ood.callbacks.measuring import from_main_process, measure_in_training
-from hf_early_ood.callbacks.recording import Emit, check_same
+from hf_early_ood.callbacks.recording import Emit
+from hf_early_ood.callbacks.resumable import check_same
 from hf_early_ood.errors import UnsupportedSetupError
 from hf_early_ood.freezing import Freezer, requires_grad_set
 from hf_early_ood.layers import LayerGroups, find_layer_groups

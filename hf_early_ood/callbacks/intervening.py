@@ -1,0 +1,90 @@
+"""Callbacks that change how the released layers are trained, and so need more of a Trainer than its events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import reduce
+from operator import and_
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_early_ood.callbacks.resumable import ResumableCallback
+from hf_early_ood.errors import UnsupportedSetupError
+from hf_early_ood.interventions.update_rules import UpdateRule, in_force
+
+
+class InterveningCallback(ResumableCallback):
+    """A callback that :class:`~hf_early_ood.EarlyOODTrainer` asks, beyond the events that every Trainer sends.
+
+    What it answers must be the same on every rank, and depend only on its settings, the number of completed updates and
+    what it keeps in the checkpoint: a resumed training asks again.
+
+    Args:
+        settings: The constructor's JSON-able arguments by name.
+    """
+
+    splits_optimizer = False
+    """Whether the optimizer's parameter groups must hold one layer group each."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        self.is_asked = False  # set by EarlyOODTrainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """Refuse a Trainer that would not ask."""
+        if not self.is_asked:
+            raise UnsupportedSetupError(
+                f"{type(self).__name__} needs more than a Trainer's events.",
+                got="a plain transformers.Trainer",
+                fix="Use hf_early_ood.EarlyOODTrainer, which takes the same arguments.",
+            )
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """Forget the Trainer: the next one may be another."""
+        self.is_asked = False
+
+    def adapt_scheduler(self, scheduler: LRScheduler, total_updates: int) -> LRScheduler:
+        """The learning-rate scheduler to train with, given the one that the arguments ask for."""
+        return scheduler
+
+    def update_rules(self, step: int, model: nn.Module) -> Mapping[str, UpdateRule]:
+        """Rules, by layer group, for the update that follows ``step`` completed ones; needs ``splits_optimizer``."""
+        return {}
+
+    def extra_loss(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
+        """What is added to the loss of a batch, as a mean over its examples; None: nothing in this update."""
+        return None
+
+
+class UpdateRulesCallback(TrainerCallback):
+    """Puts the update rules of all intervening callbacks in force around every ``optimizer.step()``.
+
+    Between on_pre_optimizer_step and on_optimizer_step a Trainer makes the step and nothing else: gradients are clipped
+    before, the scheduler moves after.
+    """
+
+    def __init__(self) -> None:
+        self.callbacks: list[InterveningCallback] = []
+        self._active = ExitStack()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ):
+        """Change learning rates, weight decay and signs for one step."""
+        optimizer: torch.optim.Optimizer = kwargs["optimizer"]
+        rules: dict[str, list[UpdateRule]] = {}
+        for callback in self.callbacks:
+            for group, rule in callback.update_rules(state.global_step, kwargs["model"]).items():
+                rules.setdefault(group, []).append(rule)
+        if rules:
+            merged = {group: reduce(and_, several) for group, several in rules.items()}
+            self._active.enter_context(in_force(optimizer, merged))
+
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """Put them back."""
+        self._active.close()

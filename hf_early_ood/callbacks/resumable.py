@@ -1,0 +1,89 @@
+"""Callbacks with JSON-able settings that find what they have learned in the checkpoint, with default arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer_callback import ExportableState
+
+from hf_early_ood.errors import ResumeError
+
+# Settings that do not change what is measured or trained: a checkpoint may have been made with others.
+HARMLESS = ("dynamics_file", "self_check", "check_ranks")
+
+
+class ResumableCallback(TrainerCallback, ExportableState):
+    """A callback with JSON-able settings that keeps what it learns in the checkpoint.
+
+    transformers restores callbacks only on request, and then as new objects. What was learned is read from
+    ``state.stateful_callbacks`` at ``on_train_begin`` instead (:meth:`_saved`, then :meth:`_announce`), which works
+    with default arguments.
+
+    Args:
+        settings: The constructor's JSON-able arguments by name.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+
+    def learned(self) -> dict[str, Any] | None:
+        """What a checkpoint must hold, JSON-able; None before training."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        """What transformers writes into ``trainer_state.json``."""
+        return {"args": dict(self.settings), "attributes": {"_restored": self.learned()}}
+
+    def _saved(self, state: TrainerState) -> dict[str, Any] | None:
+        """What the checkpoint brings; None for a new run.
+
+        Raises:
+            ResumeError: The checkpoint was made without this callback, or with other settings.
+        """
+        if state.global_step == 0:
+            return None
+        name, stateful = type(self).__name__, stateful_callbacks(state)
+        saved = stateful.get(name)
+        learned = saved["attributes"].get("_restored") if isinstance(saved, dict) else None
+        if saved is None or learned is None:
+            raise ResumeError(
+                f"The checkpoint was made without {name}.",
+                got=f"a checkpoint at update {state.global_step}",
+                fix="Resume without the callback, or start anew with it.",
+            )
+        check_same("settings", _comparable(saved["args"]), _comparable(self.settings))
+        return learned
+
+    def _announce(self, state: TrainerState) -> None:
+        """Make the name known: transformers looks it up when it saves, whoever made the checkpoint."""
+        stateful_callbacks(state)[type(self).__name__] = self.state()
+
+
+def stateful_callbacks(state: TrainerState) -> dict[str, Any]:
+    """``state.stateful_callbacks`` as what it is at run time; its annotation says otherwise."""
+    stateful: Any = state.stateful_callbacks
+    return stateful
+
+
+def check_same(what: str, saved: Any, ours: Any) -> None:
+    """Refuse to resume with something else than the checkpoint was made with.
+
+    Raises:
+        ResumeError: They differ; of two mappings, the keys that differ are named.
+    """
+    if saved == ours:
+        return
+    if isinstance(saved, dict) and isinstance(ours, dict):
+        differs = [key for key in {**ours, **saved} if saved.get(key) != ours.get(key)]
+        saved, ours = {key: saved.get(key) for key in differs}, {key: ours.get(key) for key in differs}
+    raise ResumeError(
+        f"The checkpoint was made with other {what}.",
+        got=f"{ours} now, {saved} in the checkpoint",
+        fix="Resume with what the checkpoint was made with, or start anew.",
+    )
+
+
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in HARMLESS}
