@@ -47,12 +47,17 @@ PROBE_FILE = "probe.json"
 
 # Signals
 FISHER_TRACE = "fisher_trace"
+SELECTION = "selection"  # then /<measure>: of all groups, to choose the next one
 
 # Keys in Trainer logs
 LOG_STAGE = "unfreezing/stage"
 LOG_TRAINABLE = "unfreezing/trainable_parameters"
 LOG_PROBE = "probe"  # then /<measure>, and /<measure>/<group>
 LOG_DECISION = "unfreezing/decision"
+LOG_GENERATION = "generations/generation"
+LOG_ASCENDING = "generations/ascending"  # 1: early layers go up the gradient
+LOG_FISHER_PENALTY = "fisher_penalty"
+LOG_RATE_FACTOR = "learning_rate_factor"  # then /<group>
 
 
 def ood(name: str) -> str:

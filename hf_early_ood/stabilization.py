@@ -30,6 +30,8 @@ class Decision:
     """Measurements that were NaN or infinite and did not count."""
     at_first_chance: bool = False
     """Whether the signal was stable at the first measurement that could decide: it may not have begun to move."""
+    signal: str | None = None
+    """Of several signals, the one whose vote decided, or (fallback) one that was waited for in vain."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -111,6 +113,7 @@ class StabilizationDetector:
         self._series: list[tuple[int, float]] = []
         self._recent: list[float] = []
         self._average: float | None = None
+        self._change: float | None = None
         self._num_skipped = 0
         self._num_judged = 0
 
@@ -123,6 +126,21 @@ class StabilizationDetector:
             "transient": self.transient,
             "max_step": self.max_step,
         }
+
+    @property
+    def last(self) -> tuple[float | None, float | None]:
+        """The moving average now, and its relative change at the last measurement."""
+        return self._average, self._change
+
+    @property
+    def num_measurements(self) -> int:
+        """Measurements so far, those that did not count included."""
+        return len(self._series)
+
+    @property
+    def num_skipped(self) -> int:
+        """Measurements that were NaN or infinite and did not count."""
+        return self._num_skipped
 
     def update(self, step: int, value: float) -> Decision | None:
         """Take the measurement made after ``step`` completed updates.
@@ -141,7 +159,7 @@ class StabilizationDetector:
         self._series.append((step, value))
         if self.decision is not None:
             return self.decision
-        change = self._smooth(step, value)
+        self._change = change = self._smooth(step, value)
         # Not at step 0: an interval has at least one update.
         if step > 0 and change is not None and change <= self.tolerance:
             self._decide(step, STABLE, change)

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
-from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hf_early_ood.callbacks.dynamics_log import DynamicsLog
 from hf_early_ood.callbacks.measuring import from_main_process
-from hf_early_ood.callbacks.resumable import ResumableCallback
+from hf_early_ood.callbacks.reporting import Emit as Emit
+from hf_early_ood.callbacks.reporting import ReportingCallback
+from hf_early_ood.checks import check_count
 from hf_early_ood.errors import ConfigurationError
 from hf_early_ood.probes.batches import ProbeSet
-
-Emit = Callable[[dict[str, float]], None]
 
 LABEL_COLUMNS = ("label", "labels", "label_ids")
 
 
-class RecordingCallback(ResumableCallback):
+class RecordingCallback(ReportingCallback):
     """A callback that measures on a fixed probe set and keeps a series.
 
     Args:
@@ -34,22 +31,16 @@ class RecordingCallback(ResumableCallback):
     def __init__(self, settings: dict[str, Any], probe_dataset: Any) -> None:
         super().__init__(settings)
         self.probe_dataset = probe_dataset
-        self._report: Emit | None = None
+        if "probe_size" not in settings:
+            return  # it measures nothing
         check_counts(settings, "probe_size", "probe_batch_size")
+        check_count("probe_seed", settings["probe_seed"], least=0)
         if settings["probe_size"] < settings["probe_batch_size"]:
             raise ConfigurationError(
                 "The probe set is smaller than a batch.",
                 got=f"probe_size={settings['probe_size']}, probe_batch_size={settings['probe_batch_size']}",
                 fix="Lower probe_batch_size or raise probe_size.",
             )
-
-    def report_through(self, log: Emit) -> None:
-        """Log through ``Trainer.log`` (trackers included) instead of ``state.log_history`` only."""
-        self._report = log
-
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        """Forget the Trainer: the next one may be another."""
-        self._report = None
 
     def _examples(self, model: nn.Module, dataloader: Any) -> Any:
         if self.probe_dataset is None:
@@ -70,16 +61,6 @@ class RecordingCallback(ResumableCallback):
             )
         )
 
-    def _open_log(self, args: TrainingArguments, state: TrainerState) -> DynamicsLog:
-        name = self.settings["dynamics_file"]
-        path = Path(str(args.output_dir)) / name if name and state.is_world_process_zero else None
-        return DynamicsLog(path, type(self).__name__)
-
-    def _emitter(self, state: TrainerState) -> Emit:
-        if self._report is not None:
-            return self._report
-        return lambda values: state.log_history.append({**values, "step": state.global_step})
-
 
 def taken_columns(forward: Callable[..., Any], columns: Iterable[str]) -> list[str]:
     """Those of the columns of a data set that the ``forward`` of a model takes, or that a collator makes labels of.
@@ -99,6 +80,4 @@ def check_counts(settings: Mapping[str, Any], *keys: str) -> None:
         ConfigurationError: Naming the first such key.
     """
     for key in keys:
-        value = settings[key]
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigurationError(f"{key} is not usable.", got=repr(value), allowed="an integer >= 1")
+        check_count(key, settings[key])

@@ -1,66 +1,65 @@
-"""One training with gradual unfreezing, from ``on_train_begin`` to ``on_train_end``, without Trainer events."""
+"""One training in stages, from ``on_train_begin`` to ``on_train_end``, without Trainer events."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.utils import logging
 
 from hf_early_ood import names
 from hf_early_ood.callbacks.agreement import bit_checksums, check_ranks_agree
 from hf_early_ood.callbacks.dynamics_log import DynamicsLog
-from hf_early_ood.callbacks.measuring import from_main_process, measure_in_training
 from hf_early_ood.callbacks.recording import Emit
 from hf_early_ood.callbacks.resumable import check_same
 from hf_early_ood.errors import UnsupportedSetupError
 from hf_early_ood.freezing import Freezer, requires_grad_set
 from hf_early_ood.layers import LayerGroups, find_layer_groups
-from hf_early_ood.probes.batches import ProbeSet
-from hf_early_ood.schedules import UnfreezingSchedule
-from hf_early_ood.stabilization import FALLBACK, Decision, StabilizationDetector
+from hf_early_ood.schedules import Schedule
 
 logger = logging.get_logger(__name__)
 
+Select = Callable[[Schedule], Sequence[str]]
+
+
+def _nothing_to_select(schedule: Schedule) -> Sequence[str]:
+    raise UnsupportedSetupError("This schedule selects from measurements, but nothing was given to measure with.")
+
 
 @dataclass
-class UnfreezingRun:
-    """The parts of one training: what may train, when, why, and what was recorded.
+class StagedRun:
+    """The parts of one training: what may train, when, and what was recorded.
 
-    ``probe_set`` is None where the interval was given and nothing has to be watched; ``rewrap`` is called after every
-    change of what trains.
+    ``select`` answers a schedule that asks what the next stage changes, with the same names on every rank; ``rewrap``
+    is called after every change of what trains; with ``forgets``, the optimizer's state of a group is dropped when the
+    group is frozen again.
     """
 
     groups: LayerGroups
     freezer: Freezer
-    schedule: UnfreezingSchedule
-    detector: StabilizationDetector
-    probe_set: ProbeSet | None
+    schedule: Schedule
     log: DynamicsLog
+    optimizer: torch.optim.Optimizer
     rewrap: Callable[[], None] = lambda: None
+    select: Select = _nothing_to_select
+    forgets: bool = False
     stage: int = 0
-    probe_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self.planned = self.schedule  # as it was before any decision
         self._ranks_checked = False  # since the last change
         self._frozen_bits: Tensor | None = None  # until the first update after it
 
-    @property
-    def is_watching(self) -> bool:
-        """Whether the decision is still to come."""
-        return self.probe_set is not None and self.detector.decision is None
-
     def begin(self, total_updates: int, step: int, emit: Emit) -> None:
         """Freeze for the first update, or for the update after the checkpoint.
 
         A change that is due at ``step`` is left to :meth:`advance`, which comes before the update, resumed or not.
         """
-        self._warn_about_length(total_updates)
+        self.warn_about_length(total_updates)
         if step == 0:
             self.log.replace([])
             self._train_stage(0)
@@ -70,20 +69,32 @@ class UnfreezingRun:
 
     def advance(self, step: int, emit: Emit) -> None:
         """Change the stage if the schedule says so after ``step`` completed updates."""
-        stage = self.schedule.stage(step)
-        if stage != self.stage:
-            self._train_stage(stage)
-            self._record_stage(step, emit)
+        due = self.schedule.stage(step)
+        if due != self.stage:
+            for stage in range(self.stage + 1, due + 1):
+                choice = self._choose(stage)
+                self._train_stage(stage)
+                self._record_stage(step, emit, choice)
         elif not self.freezer.in_force:
             logger.warning_once(
                 "Something else has changed which parameters require a gradient (PEFT does with set_adapter and"
                 " disable_adapter): they are set to those of the stage again."
             )
-            self.freezer.train_only(self.schedule.trainable_in(stage))
+            self.freezer.train_only(self.schedule.trainable_in(due))
+
+    def _choose(self, stage: int) -> dict[str, Any]:
+        if not self.schedule.needs_choice(stage):
+            return {}
+        names = list(self.select(self.schedule))
+        self.schedule = self.schedule.chosen(names)
+        return {"chosen": names}
 
     def _train_stage(self, stage: int) -> None:
         self.stage = stage
         self.freezer.train_only(self.schedule.trainable_in(stage))
+        if self.forgets:
+            for parameter in self.freezer.frozen.values():
+                self.optimizer.state.pop(parameter, None)
         self.rewrap()
         self._ranks_checked = False
         frozen = self.freezer.frozen
@@ -120,78 +131,47 @@ class UnfreezingRun:
             check_ranks_agree(self.freezer.managed, step)
             self._ranks_checked = True
 
-    def measure(self, model: nn.Module, step: int, total_updates: int, labels: str, seed: int, emit: Emit) -> None:
-        """Take one measurement; it may be the one that decides."""
-        if self.probe_set is None:
-            return
-        trace = measure_in_training(
-            names.FISHER_TRACE,
-            model,
-            self.probe_set,
-            self.groups,
-            seed=seed,
-            settings={"labels": labels},
-            strict=step == 0,
-        )
-        self.probe_seconds += trace["seconds"]
-        trainable = list(self.schedule.trainable_in(self.stage))
-        record = from_main_process({"step": step, **trace, "trainable": trainable})
-        self.log.append(record)
-        value = math.nan if record["value"] is None else record["value"]
-        if math.isfinite(value):
-            emit({f"{names.LOG_PROBE}/{names.FISHER_TRACE}": value})
-        decision = self.detector.update(step, value)
-        if decision is not None:
-            self._decide(decision, total_updates, emit)
+    def decide(self, interval: int, total_updates: int) -> None:
+        """Go on with the interval that was decided."""
+        self.schedule = self.schedule.resolve(decided=interval)
+        self.warn_about_length(total_updates)
 
-    def _decide(self, decision: Decision, total_updates: int, emit: Emit) -> None:
-        self.schedule = self.schedule.resolve(decided=decision.step)
-        self.log.append({"event": "decision", **decision.to_dict(), "settings": self.detector.settings})
-        emit({names.LOG_DECISION: decision.step})
-        interval = f"the interval is {decision.step} updates"
-        if decision.reason == FALLBACK:
-            logger.warning(
-                f"Update {decision.step}: the Fisher trace did not become stable until max_step; {interval}."
-            )
-        else:
-            logger.info(f"Update {decision.step}: the Fisher trace is stable; {interval}.")
-        self._warn_about_length(total_updates)
-
-    def _record_stage(self, step: int, emit: Emit) -> None:
-        released, count = list(self.schedule.stages[self.stage]), self.freezer.num_trainable
+    def _record_stage(self, step: int, emit: Emit, choice: dict[str, Any] | None = None) -> None:
+        now = self.schedule.trainable_in(self.stage)
+        before = self.schedule.trainable_in(self.stage - 1) if self.stage else ()
+        released = [name for name in now if name not in before]
+        frozen = [name for name in before if name not in now]
+        count = self.freezer.num_trainable
         event = {"event": "stage", "stage": self.stage, "released": released, "trainable_parameters": count}
-        self.log.append({"step": step, **event})
+        self.log.append({"step": step, **event, **({"frozen": frozen} if frozen else {}), **(choice or {})})
         emit({names.LOG_STAGE: self.stage, names.LOG_TRAINABLE: count})
-        logger.info(f"Update {step}: stage {self.stage} adds {', '.join(released)}; {count:,} parameters train.")
+        what = [f"adds {', '.join(released)}"] if released else []
+        what += [f"freezes {', '.join(frozen)}"] if frozen else []
+        words = " and ".join(what) or "changes nothing"
+        logger.info(f"Update {step}: stage {self.stage} {words}; {count:,} parameters train.")
 
-    def _warn_about_length(self, total_updates: int) -> None:
+    def warn_about_length(self, total_updates: int) -> None:
+        """Say so if the schedule does not fit into training."""
         warning = self.schedule.check_length(total_updates)
         if warning:
             logger.warning(warning)
 
     def learned(self) -> dict[str, Any]:
         """What a checkpoint must hold; JSON-able."""
-        return {
-            "records": list(self.log.records),
-            "detector": self.detector.state_dict(),
-            "probe_set": self.probe_set.fingerprint if self.probe_set else None,
-            "schedule": self.planned.to_dict(),
-        }
+        return {"records": list(self.log.records), "schedule": self.planned.to_dict()}
 
     def restore(self, learned: dict[str, Any]) -> None:
         """Take up what a checkpoint holds.
 
         Raises:
-            ResumeError: The checkpoint was made with other layer groups or stages, another interval (also through
-                another length of training), other probe examples or other settings of the detector.
+            ResumeError: The checkpoint was made with other layer groups or stages, or another interval (also through
+                another length of training).
         """
         check_same("schedule", learned["schedule"], self.planned.to_dict())
-        if self.probe_set is not None:
-            check_same("probe set", learned["probe_set"], self.probe_set.fingerprint)
-            self.detector.load_state_dict(learned["detector"])
-        if self.detector.decision is not None:
-            self.schedule = self.schedule.resolve(decided=self.detector.decision.step)
         self.log.replace(learned["records"])
+        for event in self.log.events("stage"):
+            if "chosen" in event:
+                self.schedule = self.schedule.chosen(event["chosen"])
 
 
 @contextmanager

@@ -1,10 +1,9 @@
-"""Unfreezing schedules: how many updates were made -> which layer groups train. Pure Python, no torch."""
+"""Scheduled unfreezing: few layer groups train first, the others are released one after the other."""
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,47 +11,76 @@ from typing import Any
 import yaml
 
 from hf_early_ood.errors import ConfigurationError, did_you_mean
+from hf_early_ood.schedules.base import AUTO, Interval, Schedule, Stage, checked_updates, flow, in_updates
+from hf_early_ood.schedules.orders import (
+    EMBEDDINGS,
+    EMBEDDINGS_POLICIES,
+    ORDERS,
+    SELECTIONS,
+    Units,
+    all_named,
+    initial_groups,
+    release_units,
+)
 
-AUTO = "auto"
-ORDERS = ("top_down", "bottom_up")
+__all__ = ["EMBEDDINGS_POLICIES", "ORDERS", "RELEASES", "SELECTIONS", "UnfreezingSchedule"]
+
 RELEASES = ("interval", "all_at_once")
-
-Interval = int | float | str
-"""Updates (int), fraction of training (float), or "auto"; anything else is refused."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One row of the stage table."""
-
-    stage: int
-    start: int | None
-    """Completed updates at which the stage begins; None as long as the interval is not decided."""
-    released: tuple[str, ...]
-    trainable: tuple[str, ...]
+# Keys of a schedule file with the value that they have when they are left out.
+_OPTIONAL: dict[str, Any] = {
+    "release": "interval", "first": 1, "start": 0, "select": None, "waiting": [], "embeddings": "in_order"
+}  # fmt: skip
 
 
-class UnfreezingSchedule:
-    r"""Gradual unfreezing: train few layer groups first and release the others one after the other.
+class UnfreezingSchedule(Schedule):
+    r"""Gradual unfreezing and its relatives: train few layer groups first and release the others step by step.
 
     Howard & Ruder 2018 (arXiv 1801.06146) by epochs; Liu & Gurevych 2024 (arXiv 2403.15210, algorithm 1) by
-    updates. With interval k and S releases, the stage after ``global_step`` completed updates is
+    updates; in general form, with a rule that selects what is released, Liu et al. 2024 (FUN, arXiv 2301.05487,
+    algorithm 1). With interval k, release j = 1, 2, ..., S is made after
 
-    .. math:: s = \min(S, \lfloor \text{global\_step} / k \rfloor)
+    .. math:: \text{start} + (\text{first} + j - 1) \cdot k
 
-    so that exactly k updates are made in each stage. (The paper counts from 1 and releases *at* update k, before
-    it is made: its first stage has k - 1 updates, ours k.) With ``release="all_at_once"`` there is a single
-    release, of everything, after k updates. Nothing is frozen again.
+    completed updates, so that with the defaults the stage after ``global_step`` updates is
+    :math:`\min(S, \lfloor \text{global\_step} / k \rfloor)` and exactly k updates are made in each stage. (The papers
+    count from 1 and release *at* update k, before it is made: their first stage has k - 1 updates, ours k.) Nothing
+    is frozen again, but for a late start.
+
+    ============================  =====================================================================================
+    Order                         Known as
+    ============================  =====================================================================================
+    ``top_down``                  gradual unfreezing (ULMFiT; GU)
+    ``bottom_up``                 reverse unfreezing, a negative control: -7.6 F1 on XQuAD against top-down (FUN, XLM-R)
+    ``random``                    a fixed random permutation, drawn with ``seed``; a control
+    a list of groups              any other permutation
+    ``fisher_trace``              FUN: the frozen group with the largest Fisher trace comes next
+    ``fisher_trace_batch_mean``   FUN as in the authors' code: squared norm of the batch-mean gradient, argmax labels
+    ``relative_gradient_norm``    surgical fine-tuning's Auto-RGN (Lee et al. 2023, arXiv 2210.11466) as a selection
+    any, release="all_at_once"    LP-FT (Kumar et al. 2022, arXiv 2202.10054) inside one run: head only, then all
+    ============================  =====================================================================================
 
     Args:
         groups: Group names from bottom to top (``LayerGroups.names``).
         interval: k in updates (int), as a fraction of all updates (float in (0, 1)), or "auto": the updates made
             until the signal is stable, filled in by :meth:`resolve`.
-        order: "top_down", "bottom_up", or the names of the groups in the order of their release.
-        initial: Groups trained from the start.
-        release: "interval": one group every k updates. "all_at_once": all groups after k updates.
+        order: An order of the table, or the names of the groups in the order of their release. In lists of names,
+            "block.-1" is the top block and "/block\.[0-3]/" every group in whose name the expression is found.
+        initial: Groups trained from the start; ("head", "block.-1") is the papers' head and top layer.
+        release: "interval": one group every k updates. "all_at_once": everything at the first release. A number of
+            updates (int) or fraction of training (float): the first group at the first release, the last one so many
+            updates later, the others evenly between.
+        first: Intervals before the first release: 1 in the papers; 2 in the released code of FUN's gradual unfreezing,
+            where the top adapter trains from the start and the next one is released at 2k.
+        start: Updates (int), or fraction of training (float), with all groups of the schedule trained before anything
+            is frozen: a late start, the control for what is special about the early period.
+        embeddings: "in_order": like a block below the lowest one. "last": after all others, whatever the order.
+            "with_block_0": together with the lowest block. "never". Of no meaning where they are in ``initial``, or
+            where there is no such group (LoRA).
+        seed: For the random order.
         stages: Explicit groups released per stage, the first being the initial set; replaces ``order``,
-            ``initial`` and ``release``. Groups named nowhere are never released.
+            ``initial`` and ``embeddings``. Groups named nowhere are never released.
+        select: With ``stages``: what selects among ``waiting``, as a schedule file has it.
+        waiting: With ``stages`` and ``select``: sets of groups of which one is selected at every release.
 
     Raises:
         ConfigurationError: Unknown group, group named twice, interval out of range, empty first stage.
@@ -63,6 +91,9 @@ class UnfreezingSchedule:
         (0, 1, ('block.1', 'head'))
         >>> schedule.num_releases
         3
+        >>> fun = UnfreezingSchedule(["block.0", "block.1", "head"], interval=10, order="fisher_trace")
+        >>> fun.needs_choice(1), fun.candidates(), fun.chosen(["block.0"]).trainable(10)
+        (True, (('block.0',), ('block.1',)), ('block.0', 'head'))
     """
 
     def __init__(
@@ -72,49 +103,111 @@ class UnfreezingSchedule:
         interval: Interval,
         order: str | Sequence[str] = "top_down",
         initial: Sequence[str] = ("head",),
-        release: str = "interval",
+        release: str | int | float = "interval",
+        first: int = 1,
+        start: int | float = 0,
+        embeddings: str = "in_order",
+        seed: int = 0,
         stages: Sequence[Sequence[str]] | None = None,
+        select: str | None = None,
+        waiting: Sequence[Sequence[str]] = (),
     ) -> None:
         self.groups = tuple(groups)
         if len(set(self.groups)) != len(self.groups):
             raise ConfigurationError("Group names must be unique.", got=self.groups)
-        self.interval = _checked_interval(interval)
+        self.interval = checked_updates(interval, "The interval", words=(AUTO,))
+        if isinstance(release, str) and release not in RELEASES:
+            raise ConfigurationError(
+                "Unknown way of releasing groups.",
+                got=release,
+                allowed=f"{', '.join(RELEASES)}, or the updates over which they are released",
+                fix=did_you_mean(release, RELEASES),
+            )
+        self.release = checked_updates(release, "The span of the releases", words=RELEASES)
+        if not isinstance(first, int) or isinstance(first, bool) or first < 1:
+            raise ConfigurationError("first counts intervals.", got=repr(first), allowed="an integer >= 1")
+        self.first = first
+        self.start = checked_updates(start, "The late start", least=0)
+        if self.start and self.interval == AUTO:
+            raise ConfigurationError(
+                "A late start needs a fixed interval.",
+                got=f"start={start!r}, interval={AUTO!r}",
+                fix="Give the interval, or leave start out: the signal is watched while the initial groups train.",
+            )
+        self.embeddings = embeddings
         if stages is None:
-            stages = _build_stages(self.groups, order, initial, release)
-        self.stages: tuple[tuple[str, ...], ...] = tuple(tuple(stage) for stage in stages)
-        self._check_stages()
+            on = initial_groups(initial, self.groups)
+            units = release_units(self.groups, order, on, embeddings, seed)
+            self.select = order if isinstance(order, str) and order in SELECTIONS else None
+            if release == "all_at_once" and units:
+                units, self.select = (tuple(name for unit in units for name in unit),), None
+            self.stages: Units = (on,) if self.select else (on, *units)
+            self.waiting: Units = units if self.select else ()
+        else:
+            self.stages = tuple(all_named(stage, self.groups) if stage else () for stage in stages)
+            self.select, self.waiting = select, tuple(tuple(unit) for unit in waiting)
+        self._check()
+        self._starts = self._compute_starts()
 
-    def _check_stages(self) -> None:
+    def _check(self) -> None:
         if not self.stages or not self.stages[0]:
             raise ConfigurationError("The first stage must train at least one group.", got=list(map(list, self.stages)))
+        if self.select is not None and self.select not in SELECTIONS:
+            raise ConfigurationError(
+                "Unknown selection.",
+                got=self.select,
+                allowed=", ".join(SELECTIONS),
+                fix=did_you_mean(self.select, SELECTIONS),
+            )
+        if self.waiting and self.select is None:
+            raise ConfigurationError("Groups wait to be selected, but nothing selects them.", fix="Set select.")
         seen: set[str] = set()
-        for number, stage in enumerate(self.stages):
+        for number, stage in enumerate((*self.stages, *self.waiting)):
             if not stage:
                 raise ConfigurationError(f"Stage {number} releases nothing.", fix="Remove the empty stage.")
             for name in stage:
-                _check_group(name, self.groups)
+                if name not in self.groups:
+                    raise ConfigurationError("Unknown layer group.", got=name, fix=did_you_mean(name, self.groups))
                 if name in seen:
                     raise ConfigurationError("A group is released twice.", got=name)
                 seen.add(name)
 
+    # When.
+
     @property
     def is_resolved(self) -> bool:
-        """Whether the interval is a number of updates."""
-        return isinstance(self.interval, int)
+        """Whether interval, start and span are numbers of updates."""
+        return all(not isinstance(value, float) for value in (self.release, self.start)) and isinstance(
+            self.interval, int
+        )
 
     @property
     def num_releases(self) -> int:
-        """S: number of stages after the first."""
-        return len(self.stages) - 1
+        """S: number of stages after the first that release something."""
+        return len(self.stages) - 1 + len(self.waiting)
 
     @property
-    def never_released(self) -> tuple[str, ...]:
-        """Groups that no stage trains."""
-        released = {name for stage in self.stages for name in stage}
-        return tuple(name for name in self.groups if name not in released)
+    def _before(self) -> int:
+        """Stages before the initial set trains alone: 1 with a late start."""
+        return 1 if self.start else 0
+
+    def _compute_starts(self) -> tuple[int, ...]:
+        """Completed updates at which each stage begins, as far as they are known."""
+        if isinstance(self.start, float):
+            return (0,)
+        starts = [0] if not self.start else [0, self.start]
+        if not isinstance(self.interval, int) or isinstance(self.release, float):
+            return tuple(starts)
+        first = self.start + self.first * self.interval
+        if isinstance(self.release, int):
+            steps = max(1, self.num_releases - 1)
+            starts += [first + round(j * self.release / steps) for j in range(self.num_releases)]
+        else:
+            starts += [first + j * self.interval for j in range(self.num_releases)]
+        return tuple(starts)
 
     def resolve(self, *, total_updates: int | None = None, decided: int | None = None) -> UnfreezingSchedule:
-        """Turn a fraction of training or "auto" into a number of updates.
+        """Turn fractions of training or "auto" into numbers of updates.
 
         Args:
             total_updates: All updates of the run; needed for a fraction.
@@ -126,14 +219,76 @@ class UnfreezingSchedule:
         Raises:
             ConfigurationError: The decided interval is not at least one update.
         """
-        interval = self.interval
-        if isinstance(interval, float) and total_updates is not None:
-            interval = max(1, math.floor(interval * total_updates + 1e-9))  # 0.29 of 100 are 29
-        elif interval == AUTO and decided is not None:
+        interval = in_updates(self.interval, total_updates)
+        if interval == AUTO and decided is not None:
             if decided < 1:
                 raise ConfigurationError("An interval is at least one update.", got=decided)
             interval = int(decided)
-        return UnfreezingSchedule(self.groups, interval=interval, stages=self.stages)
+        release, start = in_updates(self.release, total_updates), in_updates(self.start, total_updates)
+        return self._with(interval=interval, release=release, start=start)
+
+    def _with(self, **changes: Any) -> UnfreezingSchedule:
+        names = ("interval", "release", "first", "start", "embeddings", "stages", "select", "waiting")
+        return UnfreezingSchedule(self.groups, **{name: getattr(self, name) for name in names} | changes)
+
+    def stage(self, global_step: int) -> int:
+        """Stage after ``global_step`` completed updates; 0 as long as the interval is not decided."""
+        return bisect_right(self._starts, global_step) - 1
+
+    def num_stages(self, total_updates: int) -> int:
+        """Stages of the whole schedule."""
+        return self._before + 1 + self.num_releases
+
+    # What.
+
+    def needs_choice(self, stage: int) -> bool:
+        """Whether the groups that a stage releases are still to be selected."""
+        return stage - self._before >= len(self.stages)
+
+    def candidates(self) -> Units:
+        """The sets of groups of which the next release is selected."""
+        last = self.embeddings == "last" and len(self.waiting) > 1
+        return tuple(unit for unit in self.waiting if not (last and unit == (EMBEDDINGS,)))
+
+    def chosen(self, names: Sequence[str]) -> UnfreezingSchedule:
+        """This schedule with the groups that the next stage releases.
+
+        Raises:
+            ConfigurationError: They are none of the candidates.
+        """
+        unit = next((unit for unit in self.candidates() if set(unit) == set(names)), None)
+        if unit is None:
+            raise ConfigurationError(
+                "These groups cannot be selected.", got=list(names), allowed=str([list(c) for c in self.candidates()])
+            )
+        waiting = tuple(other for other in self.waiting if other != unit)
+        return self._with(stages=(*self.stages, unit), waiting=waiting)
+
+    @property
+    def never_released(self) -> tuple[str, ...]:
+        """Groups that no stage trains."""
+        released = {name for stage in (*self.stages, *self.waiting) for name in stage}
+        return tuple(name for name in self.groups if name not in released)
+
+    def trainable_in(self, stage: int) -> tuple[str, ...]:
+        """Names of the groups that train in a stage, bottom to top."""
+        units = self.stages[: stage - self._before + 1]
+        if stage < self._before:
+            units = (*self.stages, *self.waiting)
+        return self.in_order({name for unit in units for name in unit})
+
+    def table(self) -> list[Stage]:
+        """The stages that are known, with the number of completed updates at which each begins."""
+        released = [self.trainable_in(0)] * self._before + list(self.stages)
+        return [
+            Stage(
+                stage=number,
+                start=self._starts[number] if number < len(self._starts) else None,
+                released=names,
+                trainable=self.trainable_in(number),
+            )
+            for number, names in enumerate(released)
+        ]
 
     def check_length(self, total_updates: int) -> str | None:
         """Compare the schedule with the length of training.
@@ -145,21 +300,28 @@ class UnfreezingSchedule:
             ConfigurationError: Not even the first release falls into training.
         """
         left_out = f"These groups are never trained: {', '.join(self.never_released)}." if self.never_released else None
-        if not isinstance(self.interval, int) or self.num_releases == 0:
+        if not self.is_resolved or self.num_releases == 0:
             return left_out
-        if self.interval >= total_updates:
+        releases = self._starts[self._before + 1 :]
+        if releases[0] >= total_updates:
             raise ConfigurationError(
                 "The interval is longer than training: no layer group would ever be released.",
-                got=f"interval={self.interval}, training makes {total_updates} updates",
+                got=f"interval={self.interval}, training makes {total_updates} updates"
+                + (f", the first release is after {releases[0]}" if releases[0] != self.interval else ""),
                 allowed=f"1 to {total_updates - 1} updates; {self._longest(total_updates)}",
                 fix="Lower interval, give it as a fraction of training, or train longer.",
             )
-        late = [
-            name
-            for stage in self.table()
-            if stage.start is not None and stage.start >= total_updates
-            for name in stage.released
-        ]
+        in_time = sum(start < total_updates for start in releases)
+        late = [name for unit in self.stages[1 + in_time :] for name in unit]
+        if self.waiting:
+            return (
+                left_out
+                if in_time == self.num_releases
+                else (
+                    f"With interval={self.interval} and {total_updates} updates {self.num_releases - in_time} of"
+                    f" {self.num_releases} releases never come; {self._longest(total_updates)}."
+                )
+            )
         if not late:
             return left_out
         return (
@@ -168,44 +330,27 @@ class UnfreezingSchedule:
         )
 
     def _longest(self, total_updates: int) -> str:
-        longest = (total_updates - 1) // self.num_releases
-        return f"{longest} or less releases every group" if longest else "training is too short to release every group"
+        span = self.release if isinstance(self.release, int) else 0
+        intervals = self.first + (0 if span else self.num_releases - 1)
+        longest = (total_updates - 1 - self.start - span) // intervals
+        return f"{longest} or less releases every group" if longest > 0 else "training is too short for every group"
 
-    def stage(self, global_step: int) -> int:
-        """Stage after ``global_step`` completed updates; 0 as long as the interval is not decided."""
-        if not isinstance(self.interval, int):
-            return 0
-        return min(self.num_releases, global_step // self.interval)
-
-    def trainable(self, global_step: int) -> tuple[str, ...]:
-        """Names of the groups that train in update ``global_step + 1``, bottom to top."""
-        return self.trainable_in(self.stage(global_step))
-
-    def trainable_in(self, stage: int) -> tuple[str, ...]:
-        """Names of the groups that train in a stage, bottom to top."""
-        on = {name for released in self.stages[: stage + 1] for name in released}
-        return tuple(name for name in self.groups if name in on)
-
-    def table(self) -> list[Stage]:
-        """All stages with the number of completed updates at which each begins."""
-        interval = self.interval if isinstance(self.interval, int) else None
-        return [
-            Stage(
-                stage=number,
-                start=0 if number == 0 else None if interval is None else number * interval,
-                released=released,
-                trainable=self.trainable_in(number),
-            )
-            for number, released in enumerate(self.stages)
-        ]
+    # Files.
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form; :meth:`from_dict` reads it back."""
-        return {
+        own: dict[str, Any] = {
             "interval": self.interval,
             "groups": list(self.groups),
             "stages": [list(stage) for stage in self.stages],
+            "release": "interval" if self.release == "all_at_once" else self.release,  # the stages say it
+            "first": self.first,
+            "start": self.start,
+            "select": self.select,
+            "waiting": [list(unit) for unit in self.waiting],
+            "embeddings": self.embeddings if self.select else "in_order",  # elsewhere the stages say it
         }
+        return {key: value for key, value in own.items() if value != _OPTIONAL.get(key, ...)}
 
     @classmethod
     def from_dict(cls, data: Any) -> UnfreezingSchedule:
@@ -214,17 +359,18 @@ class UnfreezingSchedule:
         Raises:
             ConfigurationError: A key is missing or unknown, or a value is not usable.
         """
-        known = ("interval", "groups", "stages")
+        required = ("interval", "groups", "stages")
+        known = (*required, *_OPTIONAL)
         if not isinstance(data, dict):
             raise ConfigurationError("A schedule is a mapping.", got=type(data).__name__, allowed=known)
         for key in data:
             if key not in known:
                 raise ConfigurationError("Unknown key in a schedule.", got=key, fix=did_you_mean(str(key), known))
-        for key in known:
+        for key in required:
             if key not in data:
-                raise ConfigurationError("A schedule lacks a key.", got=sorted(data), allowed=known)
-        stages = data["stages"]
-        for field, rows in (("groups", [data["groups"]]), ("stages", stages)):
+                raise ConfigurationError("A schedule lacks a key.", got=sorted(data), allowed=required)
+        lists = {"groups": [data["groups"]], "stages": data["stages"], "waiting": data.get("waiting", [])}
+        for field, rows in lists.items():
             if not isinstance(rows, list) or not all(
                 isinstance(row, list) and all(isinstance(name, str) for name in row) for row in rows
             ):
@@ -233,7 +379,7 @@ class UnfreezingSchedule:
                     got=data[field],
                     allowed="a list of group names" if field == "groups" else "a list of lists of group names",
                 )
-        return cls(data["groups"], interval=data["interval"], stages=stages)
+        return cls(data["groups"], **{key: value for key, value in data.items() if key != "groups"})
 
     def to_yaml(self) -> str:
         """Editable YAML with one line a stage; :meth:`from_yaml` reads it back.
@@ -249,18 +395,28 @@ class UnfreezingSchedule:
               - [block.0]  # from update 5
             <BLANKLINE>
         """
-        rows = [f"  - {_flow(row.released)}" for row in self.table()]
+        settings = self.to_dict()
+        table = self.table()[self._before :]
+        rows = [f"  - {flow(row.released)}" for row in table]
         width = max(map(len, rows))
         lines = [
             "# Unfreezing schedule. interval: updates per stage (integer, fraction of training, or auto).",
             "# stages: the groups each stage adds to the trained ones; groups left out are never trained.",
             f"interval: {self.interval}",
-            f"groups: {_flow(self.groups)}",
-            "stages:",
+            f"groups: {flow(self.groups)}",
         ]
-        for row, stage in zip(rows, self.table(), strict=True):
+        lines += [f"{key}: {settings[key]}" for key in ("release", "first", "embeddings") if key in settings]
+        if self.start:
+            lines.append(f"start: {self.start}  # before it, all groups below train")
+        lines.append("stages:")
+        for row, stage in zip(rows, table, strict=True):
             when = "once decided" if stage.start is None else f"from update {stage.start}"
             lines.append(f"{row:<{width}}  # {when}")
+        if self.select:
+            at = self._starts[self._before + len(self.stages) :]
+            updates = f"updates {', '.join(map(str, at))}" if at else "every release, once the interval is decided"
+            lines += [f"select: {self.select}  # chooses one of these at {updates}", "waiting:"]
+            lines += [f"  - {flow(unit)}" for unit in self.waiting]
         return "\n".join(lines) + "\n"
 
     @classmethod
@@ -296,82 +452,3 @@ class UnfreezingSchedule:
         except yaml.YAMLError as error:
             raise ConfigurationError(f"The schedule is not valid YAML: {error}") from error
         return cls.from_dict(data)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, UnfreezingSchedule) and self.to_dict() == other.to_dict()
-
-    def __hash__(self) -> int:
-        return hash((self.interval, self.groups, self.stages))
-
-    def __repr__(self) -> str:
-        return f"UnfreezingSchedule({list(self.groups)}, interval={self.interval!r}, stages={self.stages})"
-
-
-def _flow(names: Sequence[str]) -> str:
-    """A YAML list on one line, with quotes where a name needs them."""
-    return yaml.safe_dump(list(names), default_flow_style=True, width=math.inf).strip()
-
-
-def parse_number(text: int | float | str) -> int | float | str:
-    """What a command line means by ``20``, ``0.1`` or ``auto``; numbers stay what they are.
-
-    Example:
-        >>> parse_number("20"), parse_number("0.1"), parse_number("auto")
-        (20, 0.1, 'auto')
-    """
-    if not isinstance(text, str):
-        return text
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _checked_interval(interval: Any) -> Interval:
-    allowed = 'an integer >= 1 (updates), a float in (0, 1) (fraction of training), or "auto"'
-    if isinstance(interval, str) and interval == AUTO:
-        return AUTO
-    if isinstance(interval, int) and not isinstance(interval, bool) and interval >= 1:
-        return interval
-    if isinstance(interval, float) and 0.0 < interval < 1.0:
-        return interval
-    raise ConfigurationError("The interval is not usable.", got=repr(interval), allowed=allowed)
-
-
-def _check_group(name: str, groups: Sequence[str]) -> None:
-    if name not in groups:
-        raise ConfigurationError("Unknown layer group.", got=name, fix=did_you_mean(name, groups))
-
-
-def _build_stages(
-    groups: tuple[str, ...], order: str | Sequence[str], initial: Sequence[str], release: str
-) -> list[tuple[str, ...]]:
-    if isinstance(initial, str):
-        raise ConfigurationError("initial is a list of group names.", got=repr(initial), fix=f"Write [{initial!r}].")
-    if release not in RELEASES:
-        raise ConfigurationError("Unknown way of releasing groups.", got=release, allowed=", ".join(RELEASES))
-    for name in initial:
-        if name not in groups:
-            raise ConfigurationError(
-                "A group of the initial set has nothing to train in this model.",
-                got=name,
-                allowed=", ".join(groups),
-                fix=f"Set initial to groups of this model, for example [{groups[-1]!r}].",
-            )
-    if isinstance(order, str):
-        if order not in ORDERS:
-            raise ConfigurationError(
-                "Unknown order of release.",
-                got=order,
-                allowed=f"{', '.join(ORDERS)}, or a list of group names",
-                fix=did_you_mean(order, ORDERS),
-            )
-        names = groups[::-1] if order == "top_down" else groups
-    else:
-        names = tuple(order)
-    waiting: list[tuple[str, ...]] = [(name,) for name in names if name not in initial]
-    if release == "all_at_once" and waiting:
-        waiting = [tuple(name for names in waiting for name in names)]
-    return [tuple(initial), *waiting]
