@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset as HFDataset
 from torch.utils.data import Dataset
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 from hf_early_ood import names
 from hf_early_ood.atomic import write_json
 from hf_early_ood.callbacks.intervening import InterveningCallback, UpdateRulesCallback
+from hf_early_ood.callbacks.making import make_callbacks
 from hf_early_ood.callbacks.recording import RecordingCallback
+from hf_early_ood.callbacks.reporting import ReportingCallback
 from hf_early_ood.callbacks.rewrapping import ddp_of, rewrap
+from hf_early_ood.callbacks.staged import StagedCallback
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
-from hf_early_ood.checkpoints import last_whole_checkpoint
+from hf_early_ood.checkpoints import Beginning, check_resumable, checkpoints, last_whole_checkpoint
+from hf_early_ood.config import load_intervention
+from hf_early_ood.config.presets import preset_names
 from hf_early_ood.errors import ConfigurationError, did_you_mean
 from hf_early_ood.evaluation.metrics import classification_metrics, predicted_classes
 from hf_early_ood.evaluation.suites import SuiteEvaluation, evaluate_splits
 from hf_early_ood.interventions.update_rules import split_by_layer_group
-from hf_early_ood.layers import find_layer_groups
+from hf_early_ood.layers import LayerGroups, find_layer_groups
 from hf_early_ood.schedules import AUTO, parse_number
 from hf_early_ood.sharding import reshard, sharded_modules
 from hf_early_ood.tasks.sequence_classification import (
@@ -39,7 +44,8 @@ class EarlyOODArguments(TrainingArguments):
     """``TrainingArguments`` plus the settings of :class:`~hf_early_ood.GradualUnfreezingCallback`.
 
     Each field is described in its ``help``; the defaults are those of the callback. ``intervention="standard"`` is
-    standard fine-tuning, the baseline.
+    standard fine-tuning, the baseline. Every other intervention and combination is reached by the name of a preset
+    (``hf-early-ood presets``), or by a YAML file with the section ``intervention`` of a recipe.
 
     Raises:
         ConfigurationError: A setting is not usable.
@@ -52,7 +58,11 @@ class EarlyOODArguments(TrainingArguments):
 
     intervention: str = field(
         default=names.GRADUAL_UNFREEZING,
-        metadata={"help": "gradual_unfreezing: release layer groups step by step; standard: train all from the start."},
+        metadata={
+            "help": "gradual_unfreezing: release layer groups step by step; standard: train all from the start; or the"
+            " name of a preset, or a YAML file with the section intervention of a recipe, whose other sections are not"
+            " read: then the fields below are not used."
+        },
     )
     unfreezing_interval: str = field(
         default=AUTO,
@@ -91,15 +101,46 @@ class EarlyOODArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.intervention not in INTERVENTIONS:
+        self.make_callbacks()  # raises for what is not usable
+
+    def make_callbacks(self) -> list[TrainerCallback]:
+        """The callbacks that these arguments describe.
+
+        Raises:
+            ConfigurationError: A setting is not usable.
+        """
+        if self.intervention == names.STANDARD:
+            return []
+        if self.intervention == names.GRADUAL_UNFREEZING:
+            return [GradualUnfreezingCallback(**self.callback_settings())]
+        known = (*INTERVENTIONS, *preset_names())
+        if self.intervention not in known and not self.intervention.endswith((".yaml", ".yml")):
             raise ConfigurationError(
                 "Unknown intervention.",
                 got=self.intervention,
-                allowed=", ".join(INTERVENTIONS),
-                fix=did_you_mean(self.intervention, INTERVENTIONS),
+                allowed=f"{', '.join(known)}, or a YAML file",
+                fix=did_you_mean(self.intervention, known),
             )
-        if self.intervention == names.GRADUAL_UNFREEZING:
-            GradualUnfreezingCallback(**self.callback_settings())  # raises for what is not usable
+        given = [
+            item.name
+            for item in fields(self)
+            if item.name.startswith(("unfreezing_", "stabilization_", "probe_"))
+            and getattr(self, item.name) != (item.default if item.default is not MISSING else ["head"])
+        ]
+        if given:
+            raise ConfigurationError(
+                f"The intervention {self.intervention} has settings of its own.",
+                got=", ".join(given),
+                fix="Write them into a YAML file and name it as intervention.",
+            )
+        settings = load_intervention(self.intervention)
+        if settings.weight_interpolation is not None:
+            raise ConfigurationError(
+                "Interpolating weights comes after training, with the evaluation: a Trainer cannot do it.",
+                got=f"weight_interpolation in {self.intervention}",
+                fix="Use hf-early-ood run, or hf_early_ood.interventions.interpolation_curve after Trainer.train().",
+            )
+        return make_callbacks(settings)
 
     def callback_settings(self) -> dict[str, Any]:
         """Arguments of the callback that these arguments describe."""
@@ -135,7 +176,8 @@ class EarlyOODTrainer(Trainer):
       output folder with n and bootstrap intervals. OOD sets never select a checkpoint by themselves.
     * ``resume_from_checkpoint=True`` takes the newest checkpoint that was written to its end, and a complete training
       is not trained further.
-    * ``auto_find_batch_size`` and a second ``train()`` start from the user's flags.
+    * ``auto_find_batch_size`` and a second ``train()`` start from the user's flags, and every attempt of the former
+      from the same weights: a layer that is released late can run out of memory late.
     * With ``ddp_rewrap``, DistributedDataParallel knows the layers of the stage only: frozen ones are not communicated,
       and need neither ``ddp_find_unused_parameters`` nor its search. Hooks on the wrapper itself are lost.
 
@@ -150,6 +192,7 @@ class EarlyOODTrainer(Trainer):
     def __init__(self, *positional: Any, probe_dataset: Dataset | None = None, **kwargs: Any) -> None:
         super().__init__(*positional, **kwargs)
         self._probe_dataset = probe_dataset
+        self._beginning: Beginning | None = None  # of the first attempt of auto_find_batch_size
         self._seen: list[tuple[Any, Any]] = []  # logits and labels of the sets of one evaluation
         model: Any = self.model
         self._classifies = is_sequence_classification(model) and is_single_label(model.config)
@@ -159,13 +202,13 @@ class EarlyOODTrainer(Trainer):
             )
         if self._classifies:
             self.compute_metrics = self._with_predictions_kept(self.compute_metrics or _prediction_metrics)
-        if isinstance(self.args, EarlyOODArguments) and self.args.intervention == names.GRADUAL_UNFREEZING:
-            if self.unfreezing is not None:
+        for callback in self.args.make_callbacks() if isinstance(self.args, EarlyOODArguments) else ():
+            if isinstance(callback, StagedCallback) and self.unfreezing is not None:
                 raise ConfigurationError(
                     "Both the arguments and the callbacks ask for gradual unfreezing.",
                     fix='Set intervention="standard" or leave the callback out.',
                 )
-            self.add_callback(GradualUnfreezingCallback(**self.args.callback_settings(), probe_dataset=probe_dataset))
+            self.add_callback(callback)
         self.add_callback(UpdateRulesCallback())
         self._equip_callbacks()
 
@@ -174,25 +217,28 @@ class EarlyOODTrainer(Trainer):
         return [callback for callback in self.callback_handler.callbacks if isinstance(callback, InterveningCallback)]
 
     @property
-    def unfreezing(self) -> GradualUnfreezingCallback | None:
-        """The unfreezing callback of this trainer."""
+    def unfreezing(self) -> StagedCallback | None:
+        """The callback of this trainer that freezes and releases layers."""
         # Looked up each time: restoring callbacks from a checkpoint replaces the objects.
         for callback in self.callback_handler.callbacks:
-            if isinstance(callback, GradualUnfreezingCallback):
+            if isinstance(callback, StagedCallback):
                 return callback
         return None
 
     def _equip_callbacks(self) -> None:
         """Give the callbacks what their JSON-able settings cannot hold."""
+        # What other callbacks do before an update, they do before the rules are in force.
+        self.callback_handler.callbacks.sort(key=lambda callback: isinstance(callback, UpdateRulesCallback))
         for callback in self.callback_handler.callbacks:
-            if isinstance(callback, RecordingCallback):
+            if isinstance(callback, ReportingCallback):
                 callback.report_through(self._log_aside)
-                if self._probe_dataset is not None:
-                    callback.probe_dataset = self._probe_dataset
+            if isinstance(callback, RecordingCallback) and self._probe_dataset is not None:
+                callback.probe_dataset = self._probe_dataset
             elif isinstance(callback, UpdateRulesCallback):
                 callback.callbacks = self._intervening
+                callback.put_back()  # an attempt that failed in an update has left it changed
         for intervening in self._intervening:
-            intervening.is_asked = True
+            intervening.is_asked, intervening.unfreezing = True, self.unfreezing
         if self.unfreezing is not None:
             self.unfreezing.checks_loss_scale = False  # compute_loss_func is right
             self.unfreezing.rewrap_through(self._rewrap if self._rewraps else None)
@@ -213,8 +259,20 @@ class EarlyOODTrainer(Trainer):
             self.unfreezing.release_leftovers(self.model)
         optimizer = super().create_optimizer(*args, **kwargs)
         if self.model is not None and any(callback.splits_optimizer for callback in self._intervening):
-            split_by_layer_group(optimizer, find_layer_groups(self.model).trainable())
+            self._split(optimizer, find_layer_groups(self.model))
         return optimizer
+
+    def _split(self, optimizer: Any, groups: LayerGroups) -> None:
+        before = len(optimizer.param_groups)
+        split_by_layer_group(optimizer, groups)
+        if self.lr_scheduler is not None and len(optimizer.param_groups) != before:  # the Trainer's own comes later
+            raise ConfigurationError(
+                "The learning-rate scheduler was made before the optimizer was split by layer groups.",
+                got=f"{before} parameter groups, which must become {len(optimizer.param_groups)}",
+                fix="Give the Trainer the optimizer only, optimizers=(optimizer, None), or call"
+                " hf_early_ood.interventions.update_rules.split_by_layer_group(optimizer, find_layer_groups(model))"
+                " before the scheduler is made.",
+            )
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Build the scheduler that the arguments ask for, as the interventions change it."""
@@ -222,9 +280,37 @@ class EarlyOODTrainer(Trainer):
         scheduler: Any = super().create_scheduler(num_training_steps, optimizer)
         if is_new:
             for callback in self._intervening:
-                scheduler = callback.adapt_scheduler(scheduler, num_training_steps)
+                scheduler = callback.adapt_scheduler(scheduler, num_training_steps, self.args)
             self.lr_scheduler = scheduler
         return scheduler
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of the model and, in training, what the interventions add to it.
+
+        What is added to a piece of the batch (a micro-batch of accumulation, on one process) is a mean over its
+        examples. In an update it counts as the mean over all pieces, whatever their sizes.
+        """
+        # Before the loss, which takes the labels out of the inputs, and in an own pass beside the wrapper's.
+        extra = self._extra_loss(inputs) if model.training else None
+        outcome = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if extra is None:
+            return outcome
+        # training_step divides by the number of pieces, unless the loss is one of the whole update by now.
+        is_of_update = getattr(self, "loss_is_scaled_for_ga", None)
+        if is_of_update is None:
+            counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            is_of_update = counted or self.compute_loss_func is not None
+        if is_of_update:
+            extra = extra / self.current_gradient_accumulation_steps
+        return (outcome[0] + extra, outcome[1]) if return_outputs else outcome + extra
+
+    def _extra_loss(self, inputs: Any) -> Any:
+        model: Any = self.model
+        extras = [callback.extra_loss(model, inputs) for callback in self._intervening]
+        given = [extra for extra in extras if extra is not None]
+        return sum(given) if given else None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; the user's flags come back also if it is interrupted.
@@ -240,11 +326,33 @@ class EarlyOODTrainer(Trainer):
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
+            self._beginning = None
             if self.unfreezing is not None and self.model is not None:
                 self.unfreezing.release_leftovers(self.model)
                 self.unfreezing.rewrap_through(None)  # the next Trainer may be another
                 if self._rewraps and ddp_of(self.model_wrapped) is not None:
                     self.model_wrapped = self.model  # the wrapper knows the last stage only
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, from the same beginning in every attempt of ``auto_find_batch_size``."""
+        if self.args.auto_find_batch_size and self.model is not None:
+            if self._beginning is None:
+                folder = str(self.args.output_dir)
+                self._beginning = Beginning(self.model, self.optimizer, self.lr_scheduler, folder)
+            else:
+                self._beginning.restore(self.model)
+                self.optimizer = self._beginning.optimizer  # None: it is built anew
+        return super()._inner_training_loop(*args, **kwargs)
+
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, checkpoint: Any, trial: Any
+    ) -> tuple[int, int]:
+        """Take up a checkpoint's state, and the best checkpoint also where the folder of both has been moved."""
+        begun = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial)
+        if checkpoint is not None and self.state.best_model_checkpoint is None and self.state.best_global_step:
+            best = checkpoints(Path(checkpoint).parent).get(self.state.best_global_step)
+            self.state.best_model_checkpoint = None if best is None else str(best)
+        return begun
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         """Train an epoch, unless a checkpoint of a complete training was resumed: it would get one more update."""
@@ -256,6 +364,10 @@ class EarlyOODTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load what a checkpoint holds: under FSDP2, PyTorch misses a state of layers that it sees as trainable."""
         model: Any = self.model
+        for callback in self._intervening:
+            callback.check_checkpoint(self.state)
+        if checkpoint is not None:
+            check_resumable(checkpoint)
         if self.unfreezing is None or checkpoint is None or not sharded_modules(model):
             super()._load_optimizer_and_scheduler(checkpoint)
         else:

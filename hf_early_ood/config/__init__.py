@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from hf_early_ood.config.checks import is_file_source
 from hf_early_ood.config.help import describe
-from hf_early_ood.config.loading import load_config, load_run, load_study
-from hf_early_ood.config.schema import (
-    DataConfig,
-    DetectorConfig,
-    EvaluationConfig,
-    InterventionConfig,
-    ModelConfig,
-    ProbeConfig,
-    RunConfig,
-    SplitConfig,
-)
+from hf_early_ood.config.interventions import DetectorConfig, InterventionConfig, ProbeConfig
+from hf_early_ood.config.loading import load_config, load_intervention, load_run, load_study
+from hf_early_ood.config.schema import DataConfig, EvaluationConfig, ModelConfig, RunConfig, SplitConfig
 from hf_early_ood.config.study import StudyConfig
 
 __all__ = [
@@ -30,6 +22,7 @@ __all__ = [
     "describe",
     "is_file_source",
     "load_config",
+    "load_intervention",
     "load_run",
     "load_study",
 ]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from hf_early_ood.config.parsing import Problems, usable
 
 if TYPE_CHECKING:
-    from hf_early_ood.config.schema import DataConfig, InterventionConfig, ProbeConfig, RunConfig, SplitConfig
+    from hf_early_ood.config.interventions import InterventionConfig, ProbeConfig
+    from hf_early_ood.config.schema import DataConfig, RunConfig, SplitConfig
 
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _PATH_STARTS = (".", "/", "~")
@@ -53,7 +54,7 @@ def check_run(config: RunConfig, problems: Problems) -> None:
         steps = config.training.get("max_steps")
         max_steps = steps if isinstance(steps, int) and steps > 0 else None
     if usable(config.intervention):
-        _check_intervention(config.intervention, max_steps, problems)
+        check_intervention(config.intervention, max_steps, problems)
 
 
 def _check_data(data: DataConfig, problems: Problems) -> None:
@@ -100,7 +101,8 @@ def _check_source(split: SplitConfig, path: str, problems: Problems) -> None:
         )
 
 
-def _check_intervention(settings: InterventionConfig, max_steps: int | None, problems: Problems) -> None:
+def check_intervention(settings: InterventionConfig, max_steps: int | None, problems: Problems) -> None:
+    """Note every problem between the keys of an intervention."""
     gradual = settings.method == "gradual_unfreezing"
     interval, detector, probe = settings.interval, settings.detector, settings.probe
     _check_count_or_fraction(interval, "intervention.interval", problems, whole=False)
@@ -117,6 +119,8 @@ def _check_intervention(settings: InterventionConfig, max_steps: int | None, pro
             _check_groups(names, f"intervention.{key}", problems)
     if isinstance(settings.schedule, str):
         _check_schedule(settings, problems)
+    _check_count_or_fraction(settings.release, "intervention.release", problems, whole=False)
+    _check_combination(settings, problems)
     if usable(detector):
         _check_count_or_fraction(detector.max_step, "intervention.detector.max_step", problems, whole=True)
         automatic = gradual and interval == "auto" and settings.schedule is None
@@ -131,6 +135,58 @@ def _check_intervention(settings: InterventionConfig, max_steps: int | None, pro
             )
     if usable(probe):
         _check_probe(probe, problems)
+
+
+def _check_combination(settings: InterventionConfig, problems: Problems) -> None:
+    """Interventions combine where it makes sense; here is what does not, and why."""
+    for method in ("lisa", "autofreeze"):
+        if getattr(settings, method) is not None and settings.method != method:
+            problems.add(
+                f"intervention.{method}",
+                f"is given, but intervention.method is {settings.method}",
+                allowed=f"null, or method: {method}",
+            )
+    freezes = usable(settings.method) and settings.method != "standard"
+    generations, interpolation = settings.generations, settings.weight_interpolation
+    if usable(generations) and generations is not None:
+        if freezes:
+            problems.add(
+                "intervention.generations",
+                "the early layers must train to go up the gradient, and later generations begin anew what a schedule"
+                f" has long released: it does not go with method {settings.method}",
+                allowed="method: standard",
+            )
+        if usable(generations.ascent) and generations.ascent is not None and settings.fisher_penalty is not None:
+            problems.add(
+                "intervention.fisher_penalty",
+                "would be raised, not lowered, by the layers that go up the gradient",
+                allowed="null, or generations without ascent",
+            )
+        if usable(interpolation) and interpolation is not None and generations.forget is True:
+            problems.add(
+                "intervention.weight_interpolation",
+                "layers that were re-initialized have nothing to do with the weights before: there is no path between",
+                allowed="null, or generations without forget",
+            )
+    if usable(interpolation) and interpolation is not None:
+        alphas, alpha = interpolation.alphas, interpolation.alpha
+        if usable(alphas, alpha) and isinstance(alpha, float) and alphas is not None and alpha not in alphas:
+            problems.add("intervention.weight_interpolation.alpha", "is not one of alphas", got=alpha)
+        if interpolation.head == "first_stage" and settings.method != "gradual_unfreezing":
+            problems.add(
+                "intervention.weight_interpolation.head",
+                "there is no stage in which the head trains alone",
+                got="first_stage",
+                allowed="final, or method: gradual_unfreezing",
+            )
+    rates = settings.learning_rates
+    if usable(rates) and rates is not None and rates.switch_at == "auto" and settings.method != "gradual_unfreezing":
+        problems.add(
+            "intervention.learning_rates.switch_at",
+            "nothing decides a moment without gradual unfreezing",
+            got="auto",
+            allowed="a number of updates, a fraction of training, or method: gradual_unfreezing with interval: auto",
+        )
 
 
 def _check_count_or_fraction(value: object, path: str, problems: Problems, *, whole: bool) -> None:
@@ -163,7 +219,7 @@ def _check_schedule(settings: InterventionConfig, problems: Problems) -> None:
     if not Path(str(settings.schedule)).expanduser().is_file():
         problems.add("intervention.schedule", "this file does not exist", got=settings.schedule)
     defaults = type(settings)()
-    for key in ("interval", "order", "initial", "release"):
+    for key in ("interval", "order", "initial", "release", "first", "start", "embeddings", "order_seed"):
         value = getattr(settings, key)
         if usable(value) and value != getattr(defaults, key):
             problems.add(

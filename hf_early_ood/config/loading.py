@@ -10,12 +10,17 @@ from typing import Any
 
 import yaml
 
-from hf_early_ood.config.parsing import Problems, join
+from hf_early_ood.config.checks import check_intervention
+from hf_early_ood.config.interventions import InterventionConfig
+from hf_early_ood.config.parsing import Problems, build, join, usable
+from hf_early_ood.config.presets import preset_names, with_preset
 from hf_early_ood.config.schema import RunConfig
 from hf_early_ood.config.study import SECTION, StudyConfig
 from hf_early_ood.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
+
+SECTION_OF_RUN = "intervention"
 
 
 def load_config(path: str | PathLike[str], overrides: Sequence[str] = ()) -> RunConfig | StudyConfig:
@@ -65,6 +70,29 @@ def load_study(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Stud
             f"{path} is a run, not a study: it has no section 'study'.",
             fix="Use the command 'hf-early-ood run', or add 'study' with 'baseline', 'seeds' and 'arms'.",
         )
+    return config
+
+
+def load_intervention(source: str | PathLike[str]) -> InterventionConfig:
+    """The section ``intervention`` of a preset, or of a YAML file (which may hold nothing else, or a whole run).
+
+    Args:
+        source: Name of a preset, or a file.
+
+    Raises:
+        ConfigurationError: Naming every problem, one a line.
+    """
+    problems = Problems()
+    if source in preset_names():
+        data: Mapping[str, Any] = {"preset": source}
+    else:
+        data = read_yaml(source, problems)
+    if "preset" in data or SECTION_OF_RUN in data:
+        data = with_preset(data, problems).get(SECTION_OF_RUN) or {}
+    config = build(InterventionConfig, data, SECTION_OF_RUN, problems)
+    if usable(config):
+        check_intervention(config, None, problems)
+    problems.raise_if_any(str(source))
     return config
 
 

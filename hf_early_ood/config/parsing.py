@@ -234,7 +234,7 @@ def build(cls: type[T], data: Any, path: str, problems: Problems, known: KnownKe
 
     Args:
         cls: A dataclass whose fields were made by `option`.
-        data: What was written under ``path``; null counts as an empty section.
+        data: What was written under ``path``; null counts as an empty section, except for one that null switches off.
         path: Dotted key of the section, empty for the whole.
         problems: Where problems are noted. Settings with a problem become ``INVALID``.
         known: Gives the dotted keys of the whole configuration, for "did you mean"; called only then.
@@ -266,8 +266,10 @@ def build(cls: type[T], data: Any, path: str, problems: Problems, known: KnownKe
 def _field_value(
     value: Any, field: dataclasses.Field[Any], hint: Any, path: str, problems: Problems, known: KnownKeys
 ) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return build(typing.cast(type, hint), value, path, problems, known)
+    section = section_of(hint)
+    if section is not None:
+        off = value is None and not dataclasses.is_dataclass(hint)
+        return None if off else build(section, value, path, problems, known)
     if typing.get_origin(hint) is dict:
         return _dict_value(value, typing.get_args(hint)[1], path, problems, known)
     value = checked(value, hint, path, problems, allowed=field_in_words(field, hint))
@@ -280,6 +282,14 @@ def _field_value(
         problems.add(path, "is out of range", got=value, allowed=field_in_words(field, hint))
         return INVALID
     return value
+
+
+def section_of(hint: Any) -> type | None:
+    """The dataclass that a setting is a section of, also where null switches the section off; None for other types."""
+    for member in (hint, *typing.get_args(hint)):
+        if isinstance(member, type) and dataclasses.is_dataclass(member) and typing.get_origin(hint) is not dict:
+            return member
+    return None
 
 
 def _dict_value(value: Any, hint: Any, path: str, problems: Problems, known: KnownKeys) -> Any:
@@ -307,7 +317,9 @@ def _dict_value(value: Any, hint: Any, path: str, problems: Problems, known: Kno
 def _suggest(path: str, key: Any, siblings: Iterable[str], elsewhere: Iterable[str]) -> str:
     """The same key in another section, else the closest sibling, else the closest key anywhere."""
     siblings = list(siblings)
-    leaves = {dotted.rsplit(".", 1)[-1]: dotted for dotted in elsewhere}
+    leaves: dict[str, str] = {}
+    for dotted in elsewhere:
+        leaves.setdefault(dotted.rsplit(".", 1)[-1], dotted)  # the first is the plainest
     if key in leaves:
         return f"Did you mean '{leaves[key]}'?"
     close = difflib.get_close_matches(str(key), siblings, n=1, cutoff=0.6)

@@ -9,15 +9,15 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from typing import Any, Literal, cast, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
 from hf_early_ood.config.checks import NAME_IN_WORDS, check_run
-from hf_early_ood.config.parsing import Problems, build, join, option, type_hints, usable
+from hf_early_ood.config.interventions import LARGEST_SEED, InterventionConfig
+from hf_early_ood.config.parsing import Problems, build, join, option, section_of, type_hints, usable
+from hf_early_ood.config.presets import with_preset
 from hf_early_ood.config.training_arguments import check_training, training_fields
-
-_LARGEST_SEED = 2**32
 
 
 @dataclass(frozen=True)
@@ -54,54 +54,7 @@ class DataConfig:
     drop_near_duplicates: bool = option(
         "Leave out training examples that nearly repeat an evaluation text (counted either way).", False
     )
-    seed: int = option("Draws the examples where max_examples is set.", 0, at_least=0, below=_LARGEST_SEED)
-
-
-@dataclass(frozen=True)
-class DetectorConfig:
-    """When a signal counts as stable (interval: auto)."""
-
-    window: int = option("Measurements in the moving average (tau).", 3, at_least=1)
-    tolerance: float = option("Relative change of the average that counts as stable (epsilon).", 0.02, at_least=0)
-    transient: Literal["auto"] | int = option(
-        "Updates at the start that are not judged.", "auto", allowed="auto, or a whole number of updates >= 0"
-    )
-    max_step: Literal["auto"] | int | float = option(
-        "Update of the fallback, if the signal is not stable before; auto: all updates / number of layer groups.",
-        "auto",
-        allowed="auto, a whole number of updates >= 1, or a fraction of training above 0 and at most 1",
-    )
-
-
-@dataclass(frozen=True)
-class ProbeConfig:
-    """What the measurements see and how often they are made."""
-
-    size: int = option("Examples in the fixed probe set.", 128, at_least=1)
-    batch_size: int = option("Probe examples at a time.", 32, at_least=1)
-    every: int = option("Updates between two measurements.", 10, at_least=1)
-    seed: int = option("Draws the probe set and the labels.", 0, at_least=0, below=_LARGEST_SEED)
-    labels: Literal["sampled", "expected", "empirical", "argmax"] = option("Labels in the Fisher trace.", "sampled")
-
-
-@dataclass(frozen=True)
-class InterventionConfig:
-    """What is done to training, and when. Method standard uses none of the other keys but probe."""
-
-    method: Literal["standard", "gradual_unfreezing"] = option("How layers are trained.", "standard")
-    interval: Literal["auto"] | int | float = option(
-        "Updates in each stage, or auto: read from the Fisher trace.",
-        "auto",
-        allowed="auto, a whole number of updates >= 1, or a fraction of training above 0 and less than 1",
-    )
-    order: Literal["top_down", "bottom_up"] | tuple[str, ...] = option(
-        "Order in which layer groups are released.", "top_down", allowed="top_down, bottom_up, or a list of group names"
-    )
-    initial: tuple[str, ...] = option("Layer groups that train from the start.", ("head",))
-    release: Literal["interval", "all_at_once"] = option("One group an interval, or all after the first.", "interval")
-    schedule: str | None = option("A schedule file, edited by hand, in place of the four keys above.", None)
-    detector: DetectorConfig = option("When the signal counts as stable.", DetectorConfig)
-    probe: ProbeConfig = option("How the signal is measured.", ProbeConfig)
+    seed: int = option("Draws the examples where max_examples is set.", 0, at_least=0, below=LARGEST_SEED)
 
 
 @dataclass(frozen=True)
@@ -111,7 +64,7 @@ class EvaluationConfig:
     batch_size: int = option("Examples at a time, in training's validation too.", 64, at_least=1)
     bootstrap_samples: int = option("Resamples behind an interval.", 2000, at_least=100)
     confidence: float = option("Confidence of the intervals.", 0.95, above=0, below=1)
-    seed: int = option("Draws the resamples.", 0, at_least=0, below=_LARGEST_SEED)
+    seed: int = option("Draws the resamples.", 0, at_least=0, below=LARGEST_SEED)
     save_model: bool = option("Keep the trained model in the run's folder.", True)
 
 
@@ -133,8 +86,9 @@ class RunConfig:
     """
 
     name: str = option("Name of the run; in a study, the study's name.", allowed=NAME_IN_WORDS)
-    seed: int = option("Seed of training.", 1, at_least=0, below=_LARGEST_SEED)
+    seed: int = option("Seed of training.", 1, at_least=0, below=LARGEST_SEED)
     output_dir: str = option("Folder that the run writes into.")
+    preset: str | None = option("Published settings, under what is written here.", None)
     task: Literal["sequence_classification"] = option("What the model learns.", "sequence_classification")
     model: ModelConfig = option("The pretrained model.")
     data: DataConfig = option("The examples.")
@@ -160,7 +114,7 @@ class RunConfig:
     @classmethod
     def read(cls, data: Mapping[str, Any], problems: Problems) -> RunConfig:
         """As `from_dict`, but problems are noted in ``problems`` and the caller reports them."""
-        config = build(cls, copy.deepcopy(data), "", problems, known_keys)
+        config = build(cls, with_preset(copy.deepcopy(data), problems), "", problems, known_keys)
         if usable(config) and usable(config.training):
             config = replace(config, training=check_training(config.training, "training", problems))
         if usable(config):
@@ -197,8 +151,9 @@ def walk(cls: type = RunConfig, path: str = "") -> Iterator[tuple[str, Any, Any]
     for field in fields(cls):
         hint, key = type_hints(cls)[field.name], join(path, field.name)
         item = get_args(hint)[1] if get_origin(hint) is dict else None
-        if is_dataclass(hint):
-            yield from walk(cast(type, hint), key)
+        section = section_of(hint)
+        if section is not None:
+            yield from walk(section, key)
         elif isinstance(item, type) and is_dataclass(item):
             yield from walk(item, f"{key}.<name>")
         else:

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from hf_early_ood.config.checks import check_name
+from hf_early_ood.config.merging import merge
 from hf_early_ood.config.parsing import Problem, Problems, build, option, usable
 from hf_early_ood.config.schema import RunConfig, fingerprint
 from hf_early_ood.errors import did_you_mean
@@ -143,22 +144,6 @@ class StudyConfig:
     def fingerprint(self) -> str:
         """SHA-256 over the baseline and the fingerprints of all runs."""
         return fingerprint([self.baseline, *(run.fingerprint() for run in self.runs())])
-
-
-def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes`` on top, section by section; lists and single values are replaced.
-
-    Example:
-        >>> merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
-        {'a': {'b': 1, 'c': 3}}
-    """
-    result = copy.deepcopy(dict(base))
-    for key, value in changes.items():
-        if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
-            result[key] = merge(result[key], value)
-        else:
-            result[key] = copy.deepcopy(value)
-    return result
 
 
 def _read_arms(arms: Any, problems: Problems) -> dict[str, dict[str, Any]]:

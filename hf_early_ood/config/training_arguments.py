@@ -1,4 +1,4 @@
-"""The keys under ``training``: fields of `transformers.TrainingArguments`, looked up when they are needed."""
+"""The keys under ``training``: fields of `transformers.TrainingArguments`, looked up when needed, and one of ours."""
 
 from __future__ import annotations
 
@@ -31,6 +31,15 @@ RESERVED = {
     "hub_model_id": "Upload the run's folder yourself: a run is not uploaded while it trains",
 }
 
+# Fields of EarlyOODArguments: what belongs to the launcher, and the beginnings of those that are keys of the recipe.
+OWN = {"ddp_rewrap": bool}
+_ELSEWHERE = {
+    "intervention": "intervention.method",
+    "unfreezing_": "intervention.",
+    "stabilization_": "intervention.detector.",
+    "probe_": "intervention.probe.",
+}
+
 # Ranges that TrainingArguments itself does not check.
 _LIMITS = {
     "learning_rate": (">= 0", lambda value: value >= 0),
@@ -43,18 +52,19 @@ _LIMITS = {
 
 @cache
 def training_fields() -> dict[str, Any]:
-    """Name and type of every field of `TrainingArguments` that ``training`` may set.
+    """Name and type of every field that ``training`` may set.
 
     The import takes seconds, so it waits until a configuration is read.
     """
     from transformers import TrainingArguments
 
     hints = typing.get_type_hints(TrainingArguments)  # not field.type: HfArgumentParser writes into it
-    return {
+    fields = {
         field.name: hints[field.name]
         for field in dataclasses.fields(TrainingArguments)
         if field.init and field.name not in RESERVED
     }
+    return {**fields, **OWN}
 
 
 def check_training(training: Mapping[str, Any], path: str, problems: Problems) -> dict[str, Any]:
@@ -77,7 +87,8 @@ def check_training(training: Mapping[str, Any], path: str, problems: Problems) -
         if name in RESERVED:
             problems.add(key, f"this field is set for you. {RESERVED[name]}")
         elif name not in fields:
-            problems.add(key, f"not a field of TrainingArguments. {did_you_mean(name, fields)}")
+            hint = _elsewhere(name) or did_you_mean(name, fields)
+            problems.add(key, f"not a field of TrainingArguments. {hint}")
         else:
             result[name] = _value(name, value, fields[name], key, problems)
     best = result.get("metric_for_best_model")
@@ -89,6 +100,14 @@ def check_training(training: Mapping[str, Any], path: str, problems: Problems) -
             allowed="a metric on id_validation",
         )
     return result
+
+
+def _elsewhere(name: str) -> str:
+    """Where a recipe has what `EarlyOODArguments` call ``name``; nothing for another name."""
+    for beginning, key in _ELSEWHERE.items():
+        if name == beginning or (beginning.endswith("_") and name.startswith(beginning)):
+            return f"Set '{key}{name.removeprefix(beginning)}'"
+    return ""
 
 
 def _value(name: str, value: Any, hint: Any, path: str, problems: Problems) -> Any:

@@ -1,0 +1,87 @@
+"""From the section ``intervention`` of a configuration to the callbacks that do it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from transformers import TrainerCallback
+
+from hf_early_ood import names
+from hf_early_ood.callbacks.first_stage import FirstStageCallback
+from hf_early_ood.callbacks.fisher_penalty import FisherPenaltyCallback
+from hf_early_ood.callbacks.generations import GenerationsCallback
+from hf_early_ood.callbacks.learning_rates import LearningRatesCallback
+from hf_early_ood.callbacks.refreezing import AutoFreezeCallback, LISACallback
+from hf_early_ood.callbacks.staged import StagedCallback
+from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
+from hf_early_ood.config.interventions import AutoFreezeConfig, InterventionConfig, LISAConfig
+from hf_early_ood.errors import ConfigurationError
+from hf_early_ood.interventions.interpolation_curve import ALPHAS
+from hf_early_ood.interventions.weight_interpolation import check_alphas
+
+_GRADUAL = (
+    "interval", "order", "initial", "release", "first", "start", "embeddings", "order_seed", "schedule", "signal",
+    "vote", "signal_settings",
+)  # fmt: skip
+_SECTIONS: dict[str, Callable[..., TrainerCallback]] = {
+    "learning_rates": LearningRatesCallback,
+    "generations": GenerationsCallback,
+    "fisher_penalty": FisherPenaltyCallback,
+}
+
+
+def make_callbacks(settings: InterventionConfig) -> list[TrainerCallback]:
+    """The callbacks of an intervention, the one that freezes layers first; none for standard fine-tuning.
+
+    Raises:
+        ConfigurationError: A setting is not usable, naming its section.
+    """
+    callbacks: list[TrainerCallback] = []
+    staged = make_staged(settings)
+    if staged is not None:
+        callbacks.append(staged)
+    for section, make in _SECTIONS.items():
+        values = getattr(settings, section)
+        if values is not None:
+            with _named(f"intervention.{section}"):
+                callbacks.append(make(**asdict(values)))
+    interpolation = settings.weight_interpolation
+    if interpolation is not None:
+        with _named("intervention.weight_interpolation.alphas"):
+            check_alphas(interpolation.alphas or ALPHAS)
+        if interpolation.head == "first_stage":
+            callbacks.append(FirstStageCallback())
+    return callbacks
+
+
+def make_staged(settings: InterventionConfig) -> StagedCallback | None:
+    """The callback that freezes layers; None for standard fine-tuning.
+
+    Raises:
+        ConfigurationError: A setting is not usable, naming its section.
+    """
+    if settings.method == names.LISA:
+        with _named("intervention.lisa"):
+            return LISACallback(**asdict(settings.lisa or LISAConfig()))
+    if settings.method == names.AUTOFREEZE:
+        with _named("intervention.autofreeze"):
+            return AutoFreezeCallback(**asdict(settings.autofreeze or AutoFreezeConfig()))
+    if settings.method != names.GRADUAL_UNFREEZING:
+        return None
+    own: dict[str, Any] = {key: getattr(settings, key) for key in _GRADUAL}
+    probe = {f"probe_{key}": value for key, value in asdict(settings.probe).items()}
+    with _named("intervention"):
+        return GradualUnfreezingCallback(**own, **asdict(settings.detector), **probe)
+
+
+@contextmanager
+def _named(section: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"{section}: {error.what}", got=error.got, allowed=error.allowed, fix=error.fix
+        ) from error
