@@ -39,11 +39,12 @@ from hf_early_ood import (
     names,
 )
 from hf_early_ood.atomic import write_json, write_text
+from hf_early_ood.callbacks.making import make_staged
 from hf_early_ood.config import load_run
 from hf_early_ood.dynamics import read_dynamics
 from hf_early_ood.experiment import load, prepare
 from hf_early_ood.tasks.sequence_classification import data_collator
-from hf_early_ood.training import make_arguments, make_callback
+from hf_early_ood.training import make_arguments
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "sentiment_across_domains"
@@ -165,7 +166,7 @@ def one_run(
         [names.FISHER_TRACE], every=every, probe_size=examples, probe_batch_size=min(32, examples),
         settings={names.FISHER_TRACE: {"parameters": "all", "labels": probe_labels}},
     )  # fmt: skip
-    unfreezing = head_only(material.model, folder) if arm == HEAD_ONLY else make_callback(config)
+    unfreezing = head_only(material.model, folder) if arm == HEAD_ONLY else make_staged(config.intervention)
     trainer = EarlyOODTrainer(
         model=material.model,
         args=make_arguments(config),

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_early_ood.callbacks.dynamics import EarlyDynamicsCallback
+    from hf_early_ood.callbacks.learning_rates import LearningRatesCallback
     from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
     from hf_early_ood.layers import LayerGroup, LayerGroups, check_layer_groups, find_layer_groups
     from hf_early_ood.probes.curvature import hessian_top_eigenvalue, hessian_trace
     from hf_early_ood.probes.fisher import FisherTrace, fisher_trace
+    from hf_early_ood.probes.gradients import fisher_trace_batch_mean, gradient_norm, relative_gradient_norm
     from hf_early_ood.probes.sharpness import average_sharpness, worst_case_sharpness
     from hf_early_ood.schedules import UnfreezingSchedule
     from hf_early_ood.stabilization import StabilizationDetector
@@ -30,14 +32,18 @@ _MODULES = {
     "GradualUnfreezingCallback": "callbacks.unfreezing",
     "LayerGroup": "layers",
     "LayerGroups": "layers",
+    "LearningRatesCallback": "callbacks.learning_rates",
     "StabilizationDetector": "stabilization",
     "UnfreezingSchedule": "schedules",
     "average_sharpness": "probes.sharpness",
     "check_layer_groups": "layers",
     "find_layer_groups": "layers",
     "fisher_trace": "probes.fisher",
+    "fisher_trace_batch_mean": "probes.gradients",
+    "gradient_norm": "probes.gradients",
     "hessian_top_eigenvalue": "probes.curvature",
     "hessian_trace": "probes.curvature",
+    "relative_gradient_norm": "probes.gradients",
     "worst_case_sharpness": "probes.sharpness",
 }
 
@@ -49,14 +55,18 @@ __all__ = [
     "GradualUnfreezingCallback",
     "LayerGroup",
     "LayerGroups",
+    "LearningRatesCallback",
     "StabilizationDetector",
     "UnfreezingSchedule",
     "average_sharpness",
     "check_layer_groups",
     "find_layer_groups",
     "fisher_trace",
+    "fisher_trace_batch_mean",
+    "gradient_norm",
     "hessian_top_eigenvalue",
     "hessian_trace",
+    "relative_gradient_norm",
     "worst_case_sharpness",
 ]
 

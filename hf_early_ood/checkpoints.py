@@ -1,17 +1,23 @@
-"""Checkpoints of a Trainer that was killed: which one can be resumed, and what is left to do."""
+"""Checkpoints of a Trainer that was killed: which one can be resumed; and going back to where a training began."""
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import PartialState
-from transformers.trainer import TRAINER_STATE_NAME
+from torch import nn
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
+
+from hf_early_ood.errors import ResumeError
 
 logger = logging.get_logger(__name__)
 
@@ -77,3 +83,54 @@ def completed_updates(checkpoint: str | PathLike[str]) -> int | None:
         return int(state["global_step"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def check_resumable(checkpoint: str | PathLike[str]) -> None:
+    """Refuse to resume from weights alone: transformers would begin the learning rate and the optimizer anew, silently.
+
+    Raises:
+        ResumeError: The checkpoint was made with ``save_only_model``.
+    """
+    if not (Path(checkpoint) / SCHEDULER_NAME).is_file():
+        raise ResumeError(
+            "The checkpoint holds weights, but neither the optimizer nor the learning rate.",
+            got=f"{checkpoint} without {SCHEDULER_NAME}",
+            fix="Leave save_only_model out where a training is to be resumed. To go on from the weights, load them with"
+            " from_pretrained and start anew.",
+        )
+
+
+class Beginning:
+    """Where a training began, to begin it again after an attempt that failed.
+
+    Args:
+        model: Its parameters and buffers are copied to the CPU.
+        optimizer: The user's own, if there is one.
+        scheduler: The user's own, if there is one.
+        folder: ``output_dir`` of the Trainer.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Any, scheduler: Any, folder: str) -> None:
+        self.optimizer = optimizer
+        self._tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in _tensors(model).items()}
+        given = [part for part in (optimizer, scheduler) if part is not None]
+        self._states = [(part, copy.deepcopy(part.state_dict())) for part in given]
+        self._folder, self._checkpoints = folder, set(checkpoints(folder))
+
+    @torch.no_grad()
+    def restore(self, model: nn.Module) -> None:
+        """Go back there, and remove the checkpoints that were made since."""
+        for name, tensor in _tensors(model).items():
+            tensor.copy_(self._tensors[name])
+        for part, state in self._states:
+            part.load_state_dict(copy.deepcopy(state))
+        if PartialState().is_main_process:
+            for step, path in checkpoints(self._folder).items():
+                if step not in self._checkpoints:
+                    shutil.rmtree(path)
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Whatever training may change; quantized weights it does not."""
+    found = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: tensor for name, tensor in found.items() if tensor.is_floating_point()}

@@ -111,7 +111,8 @@ def _add_probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description=f"{what.capitalize()}, on the same examples with the same random numbers: Fisher trace, sharpness,"
         " curvature. Weights are measured in float32 and as a whole: what was frozen in training is not known to a"
         " saved model.",
-        epilog="Rerun with the same --output to measure what is missing. Exit status 1: a model could not be measured.",
+        epilog="Rerun with the same --output to measure what is missing, such as further checkpoints or measures. Exit"
+        " status 1: a model could not be measured.",
     )
     probe.add_argument(
         "path",
@@ -136,7 +137,7 @@ def _add_probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--label-names", nargs="+", metavar="NAME", help="label of each class, where the model has only LABEL_0, ..."
     )
     data.add_argument("--size", type=int, help="number of examples (128)")
-    data.add_argument("--batch-size", type=int, help="examples per forward pass (32)")
+    data.add_argument("--batch-size", type=int, help="examples per forward pass (32, or fewer if --size is)")
     data.add_argument("--max-length", type=int, help="longest text in tokens (128, or what the tokenizer takes)")
     data.add_argument("--tokenizer", metavar="NAME", help="name or folder, where none is beside the model")
 
@@ -146,7 +147,7 @@ def _add_probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         nargs="+",
         metavar="MEASURE",
         help="fisher_trace (the default), average_sharpness, worst_case_sharpness, hessian_trace, gauss_newton_trace,"
-        " hessian_top_eigenvalue",
+        " hessian_top_eigenvalue, gradient_norm, relative_gradient_norm, fisher_trace_batch_mean",
     )
     measures.add_argument(
         "--settings", nargs="+", default=[], metavar="MEASURE.KEY=VALUE", help="such as average_sharpness.rho=0.05"
@@ -286,11 +287,15 @@ def _probe(options: argparse.Namespace) -> int:
     request = ProbeRequest(options.path, data, settings=_settings(options.settings), **known)
     where: dict[str, Any] = {"output": options.output, "device": options.device}
     if options.dry_run:
-        print(check_probe(request, **where))
-        return 0
+        plan = check_probe(request, **where)
+        print(dumps(plan, indent=2) if options.json else plan.text())
+        return 1 if plan.failures else 0
     report = probe_checkpoints(request, command=options.command_line, **where)
     model_names = {model.step: model.name for model in report.models}
-    pictures = [] if options.output is None else draw_measurements(report.measurements, options.output)
+    pictures = []
+    if options.output is not None:
+        subtitles = {measure: report.request.on_what(measure) for measure in report.request.measures}
+        pictures = draw_measurements(report.measurements, options.output, subtitles)
     if options.json:
         print(dumps(report, indent=2))
     else:

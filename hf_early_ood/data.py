@@ -105,6 +105,8 @@ def load_split(
     label: str | None = LABEL,
     label_names: Sequence[str] | None = None,
     seed: int = 0,
+    label_owner: str = "the training set",
+    label_fix: str = "Write the labels of this set as training does, or leave the set out.",
 ) -> Dataset:
     """Load one split, check every example, and number its labels.
 
@@ -119,6 +121,8 @@ def load_split(
         label_names: Label of each class id; ``None`` takes those of this split: the ``ClassLabel`` names, or the
             sorted values of the whole split (before sub-sampling).
         seed: Decides which examples ``max_examples`` keeps (their order stays; a smaller number keeps a subset).
+        label_owner: Whose ``label_names`` are, for the message about a label that is not one of them.
+        label_fix: What to do about it.
 
     Returns:
         Data set with columns text, (text_pair,) (label, a ``ClassLabel``).
@@ -149,7 +153,8 @@ def load_split(
     values: dict[str, list[Any]] = {role: _texts(dataset, column) for role, column in columns.items()}
     features: dict[str, Any] = {role: Value("string") for role in values}
     if label is not None and label_names is not None:
-        values[LABEL], features[LABEL] = _label_ids(dataset, label, label_names), ClassLabel(names=list(label_names))
+        values[LABEL] = _label_ids(dataset, label, label_names, label_owner, label_fix)
+        features[LABEL] = ClassLabel(names=list(label_names))
     return Dataset.from_dict(values, features=Features(features))
 
 
@@ -285,19 +290,19 @@ def _label_values(dataset: Dataset, column: str) -> list[str]:
     return [str(int(value)) if isinstance(value, bool) else str(value) for value in values]
 
 
-def _label_ids(dataset: Dataset, column: str, label_names: Sequence[str]) -> list[int]:
+def _label_ids(dataset: Dataset, column: str, label_names: Sequence[str], owner: str, fix: str) -> list[int]:
     ids = {name: index for index, name in enumerate(label_names)}
     values = _label_values(dataset, column)
     counts = Counter(value for value in values if value not in ids)
     if counts:
         unknown = sorted(counts)
         raise DataError(
-            "A label is not one of those of the training set.",
+            f"A label is not one of those of {owner}.",
             got=", ".join(f"{name!r} ({counts[name]} examples)" for name in unknown),
             allowed=", ".join(map(repr, label_names)),
             fix=did_you_mean(unknown[0], label_names)
             + (" Numbers say nothing about which name they mean." if all(map(_is_index, unknown)) else "")
-            + " Write the labels of this set as training does, or leave the set out.",
+            + f" {fix}",
         )
     return [ids[value] for value in values]
 

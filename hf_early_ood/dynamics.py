@@ -44,17 +44,13 @@ class Dynamics:
         return tuple(item for item in self.measurements if item.measure == measure)
 
 
-def read_dynamics(path: str | PathLike[str]) -> Dynamics:
-    """Read the series of a run.
+def read_records(path: str | PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of a series as they are, one record a line, whoever wrote them.
 
-    A last line that was cut off (the process died while writing it) is left out with a warning. Where a run was
-    resumed from an earlier checkpoint, updates appear twice; the later line counts.
-
-    Args:
-        path: A file with one JSON object a line: measurements, and events "stage" and "decision".
+    A last line that was cut off (the process died while writing it) is left out with a warning.
 
     Raises:
-        ResumeError: If the file is missing or a line is not usable, with the number of the line.
+        ResumeError: If the file is missing or a line is no record with a ``step``, with the number of the line.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
@@ -62,28 +58,60 @@ def read_dynamics(path: str | PathLike[str]) -> Dynamics:
         raise ResumeError("There is no such series of measurements.", got=path) from None
     if lines.pop():
         logger.warning("%s ends in the middle of a line, which is left out.", path)
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record["step"], int):
+                raise TypeError("step must be a whole number")
+        except (ValueError, KeyError, TypeError) as error:
+            raise _unusable(number, path, line, error) from error
+        records.append(record)
+    return records
+
+
+def _unusable(number: int, path: str | PathLike[str], line: str, error: Exception) -> ResumeError:
+    return ResumeError(
+        f"Line {number} of {path} is not usable ({type(error).__name__}: {error}).",
+        got=line[:100],
+        allowed="a measurement or an event",
+        fix="Remove the line, or the file.",
+    )
+
+
+def read_dynamics(path: str | PathLike[str]) -> Dynamics:
+    """Read the series of a run.
+
+    A last line that was cut off (the process died while writing it) is left out with a warning. Where a run was
+    resumed from an earlier checkpoint, updates appear twice; the later line counts.
+
+    Args:
+        path: A file with one JSON object a line: measurements, and events, of which "stage" and "decision" are read.
+
+    Raises:
+        ResumeError: If the file is missing or a line is not usable, with the number of the line.
+    """
     measurements: dict[tuple[int, str], Measurement] = {}
     stages: dict[int, StageRecord] = {}
     decision = None
-    for number, line in enumerate(lines, 1):
+    for number, data in enumerate(read_records(path), 1):
         try:
-            data = json.loads(line)
             event = data.get("event")
             if event == "stage":
                 stages[int(data["stage"])] = StageRecord(
-                    int(data["stage"]), int(data["step"]), tuple(data["released"]), int(data["trainable_parameters"])
+                    int(data["stage"]),
+                    int(data["step"]),
+                    tuple(data["released"]),
+                    int(data["trainable_parameters"]),
+                    tuple(data.get("frozen", ())),
                 )
             elif event == "decision":
                 decision = DecisionRecord.from_dict({key: data[key] for key in data if key not in ("event", "source")})
-            else:
+            elif event is None:
                 item = measurement_of(data)
                 measurements[item.step, item.measure] = item
         except (ResumeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ResumeError(
-                f"Line {number} of {path} is not usable ({type(error).__name__}: {error}).",
-                got=line[:100],
-                allowed="a measurement, or an event 'stage' or 'decision'",
-            ) from error
+            raise _unusable(number, path, json.dumps(data), error) from error
     return Dynamics(
         tuple(sorted(measurements.values(), key=lambda item: item.step)),
         tuple(stages[stage] for stage in sorted(stages)),

@@ -8,7 +8,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,21 @@ import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_early_ood import names
 from hf_early_ood.atomic import replacing, write_text
 from hf_early_ood.bundled.models import BUNDLED_MODEL, WEIGHTS_SHA256
-from hf_early_ood.checkpoints import completed_updates, last_whole_checkpoint
+from hf_early_ood.callbacks.making import make_callbacks, make_staged
+from hf_early_ood.checkpoints import checkpoints, last_whole_checkpoint
 from hf_early_ood.config import RunConfig, load_run
 from hf_early_ood.data import Splits, load_splits
 from hf_early_ood.dynamics import read_dynamics
 from hf_early_ood.environment import capture_environment, timestamp
 from hf_early_ood.errors import ConfigurationError, EarlyOODError, ResumeError
 from hf_early_ood.evaluation.suites import SuiteEvaluation, evaluate_splits, model_predictor
-from hf_early_ood.folders import check_writable, differing_keys, is_free
+from hf_early_ood.folders import check_writable, differing_keys, is_free, remove_unfinished
+from hf_early_ood.interpolating import interpolated_run
+from hf_early_ood.interventions.weight_interpolation import copied_weights
 from hf_early_ood.layers import find_layer_groups
 from hf_early_ood.report.figures import signal_figure
 from hf_early_ood.results import (
@@ -42,12 +44,19 @@ from hf_early_ood.results import (
     read_run,
     write_record,
 )
-from hf_early_ood.schedules import AUTO
+from hf_early_ood.schedules import AUTO, SELECTIONS
 from hf_early_ood.sharding import gathered
 from hf_early_ood.sources import SplitSpec
 from hf_early_ood.tasks.sequence_classification import data_collator, load_classifier, tokenize
 from hf_early_ood.trainer import EarlyOODTrainer
-from hf_early_ood.training import ProgressLines, StageTimer, count_updates, make_arguments, make_callback
+from hf_early_ood.training import (
+    LogAtCheckpoints,
+    ProgressLines,
+    StageTimer,
+    count_updates,
+    make_arguments,
+    mean_loss,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +84,10 @@ def run(config: RunConfig, *, command: str = "", keep_failure: bool = False) -> 
     folder, everyone = Path(config.output_dir), PartialState()
     finished = claim(folder, config)
     everyone.wait_for_everyone()  # nobody writes before all have looked
+    if everyone.is_main_process:
+        remove_unfinished(folder)
     if finished is not None:
+        _drop_checkpoints(folder, config)  # it may have been killed while it did that
         logger.info("%s, seed %s: finished before, read from %s", config.name, config.seed, folder)
         return finished
     progress = _Progress(command)
@@ -100,11 +112,16 @@ def run(config: RunConfig, *, command: str = "", keep_failure: bool = False) -> 
         return record
     if everyone.is_main_process:
         write_record(folder / names.RESULTS_FILE, record)
-        if "save_strategy" not in config.training:
-            for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-                shutil.rmtree(checkpoint)
+    _drop_checkpoints(folder, config)
     everyone.wait_for_everyone()
     return record
+
+
+def _drop_checkpoints(folder: Path, config: RunConfig) -> None:
+    """Remove what a complete run needs no longer, unless the user has asked for checkpoints."""
+    if PartialState().is_main_process and "save_strategy" not in config.training:
+        for checkpoint in checkpoints(folder).values():
+            shutil.rmtree(checkpoint)
 
 
 def check(config: RunConfig) -> str:
@@ -114,7 +131,8 @@ def check(config: RunConfig) -> str:
         EarlyOODError: Whatever is wrong with folder, settings, data or model.
     """
     claim(Path(config.output_dir), config)
-    arguments, callback = make_arguments(config), make_callback(config)
+    arguments, callback = make_arguments(config), make_staged(config.intervention)
+    make_callbacks(config.intervention)  # raises
     material = prepare(config)
     lines = [f"labels: {', '.join(material.splits.label_names)}"]
     for name, report in material.splits.report.splits.items():
@@ -124,8 +142,9 @@ def check(config: RunConfig) -> str:
     updates = count_updates(arguments, num_examples)
     if callback is None:
         return "\n".join([*lines, f"{updates} updates of all layers"])
-    probe = config.intervention.probe
-    if config.intervention.interval == AUTO and probe.size > num_examples:
+    probe, order = config.intervention.probe, config.intervention.order
+    measures = config.intervention.interval == AUTO or order in SELECTIONS
+    if config.intervention.method == names.GRADUAL_UNFREEZING and probe.size > num_examples and measures:
         raise ConfigurationError(
             "The probe set is larger than the training set.",
             got=f"intervention.probe.size={probe.size}, {num_examples} training examples",
@@ -222,7 +241,7 @@ def prepare(config: RunConfig) -> Material:
 
 
 def _train_and_evaluate(config: RunConfig, material: Material, folder: Path, progress: _Progress) -> RunRecord:
-    arguments, callback, timer = make_arguments(config), make_callback(config), StageTimer()
+    arguments, timer = make_arguments(config), StageTimer()
     collator = data_collator(material.tokenizer)
     trainer = EarlyOODTrainer(
         model=material.model,
@@ -232,45 +251,54 @@ def _train_and_evaluate(config: RunConfig, material: Material, folder: Path, pro
         eval_dataset=material.tokenized[names.ID_VALIDATION],
         data_collator=collator,
         processing_class=material.tokenizer,
-        callbacks=[timer, ProgressLines(), *([] if callback is None else [callback])],
+        callbacks=[timer, LogAtCheckpoints(), ProgressLines(), *make_callbacks(config.intervention)],
     )
     trainer.remove_callback(PrinterCallback)  # it would print between the lines of our report
     timer.stage_of = lambda: trainer.unfreezing.stage if trainer.unfreezing else 0
     progress.parts["data"] = _data_record(material.splits)
     progress.parts["model"] = _model_record(config, material.model)
 
-    checkpoint = last_whole_checkpoint(folder)
-    done = 0 if checkpoint is None else completed_updates(checkpoint)
+    interpolation = config.intervention.weight_interpolation
+    before = None if interpolation is None else copied_weights(material.model)
+    # With the weights alone, nothing can be resumed.
+    checkpoint = None if arguments.save_only_model else last_whole_checkpoint(folder)
     with progress.phase("train"):
-        output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    history = trainer.state.log_history
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    curve = tuple((int(entry["step"]), entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
     progress.parts["training"] = TrainingRecord(
         updates=trainer.state.global_step,
         epochs=float(trainer.state.epoch or 0.0),
         seconds=progress.seconds["train"],
-        # Of this process: after a stop between training and results there was nothing left to train.
-        train_loss=float(output.training_loss) if trainer.state.global_step != done else None,
+        train_loss=mean_loss(curve),
         seconds_per_stage={str(stage): seconds for stage, seconds in timer.seconds.items()},
-        loss_curve=tuple((int(entry["step"]), entry["loss"]) for entry in history if "loss" in entry),
+        loss_curve=curve,
     )
     groups = find_layer_groups(material.model).trainable().names
     _record_unfreezing(config, trainer, groups, folder, progress)
 
-    with progress.phase("evaluate"), gathered(material.model):
-        held_out = {name: dataset for name, dataset in material.tokenized.items() if name != names.TRAIN}
-        evaluation = evaluate_splits(
-            model_predictor(material.model, collator, batch_size=config.evaluation.batch_size),
-            held_out,
-            label_names=material.splits.label_names,
-            num_resamples=config.evaluation.bootstrap_samples,
-            confidence=config.evaluation.confidence,
-            seed=config.evaluation.seed,
-        )
     selected_by = "last update"
     if arguments.load_best_model_at_end:
         selected_by = f"{arguments.metric_for_best_model} on {names.ID_VALIDATION}"
-    progress.parts["evaluation"] = evaluation.to_record(selected_by)
-    with gathered(material.model):  # by all ranks, and saved by one
+    held_out = {name: dataset for name, dataset in material.tokenized.items() if name != names.TRAIN}
+    predict = model_predictor(material.model, collator, batch_size=config.evaluation.batch_size)
+    with ExitStack() as stack:
+        stack.enter_context(gathered(material.model))  # by all ranks, and saved by one
+        with progress.phase("evaluate"):
+            if interpolation is not None and before is not None:
+                path, alpha = stack.enter_context(
+                    interpolated_run(interpolation, material.model, before, folder, predict, held_out)
+                )
+                progress.parts["interpolation"] = path
+                selected_by += f", interpolated with alpha={alpha:g}"
+            evaluation = evaluate_splits(
+                predict,
+                held_out,
+                label_names=material.splits.label_names,
+                num_resamples=config.evaluation.bootstrap_samples,
+                confidence=config.evaluation.confidence,
+                seed=config.evaluation.seed,
+            )
+        progress.parts["evaluation"] = evaluation.to_record(selected_by)
         if PartialState().is_main_process:
             write_predictions(folder / names.PREDICTIONS_FILE, evaluation)
             if config.evaluation.save_model:
@@ -322,16 +350,17 @@ def _record_unfreezing(
     PartialState().wait_for_everyone()
     series = read_dynamics(folder / names.DYNAMICS_FILE)
     progress.parts["intervention"] = InterventionRecord(config.intervention.method, series.stages, series.decision)
-    measurements = series.of(names.FISHER_TRACE)
-    if not measurements:
+    if not series.measurements:
         return
     # Of this process, as the time of training is: a run that was resumed has measured before, too.
     seconds, total = trainer.unfreezing.probe_seconds, progress.seconds["train"]
     extra = seconds / (total - seconds) if total > seconds else None
-    progress.parts["probes"] = {names.FISHER_TRACE: ProbeRecord(len(measurements), seconds, seconds / total, extra)}
-    if PartialState().is_main_process:
+    kinds = " + ".join(dict.fromkeys(item.measure for item in series.measurements))
+    progress.parts["probes"] = {kinds: ProbeRecord(len(series.measurements), seconds, seconds / total, extra)}
+    watched = [item.measure for item in series.measurements if not item.measure.startswith(names.SELECTION)]
+    if watched and PartialState().is_main_process:
         signal_figure(
-            measurements,
+            series.of((series.decision and series.decision.signal) or watched[0]),
             series.decision,
             series.stages,
             folder / names.SIGNAL_FIGURE,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +18,32 @@ _CHUNK = 1 << 20
 def check_writable(folder: Path) -> None:
     """Find out before any work that nothing could be written.
 
+    Tried, with a file that is removed again: what the flags of a folder say is not the truth for every user.
+
     Raises:
         ConfigurationError: The folder is none, or it or what it would be made in is not writable.
     """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
+    with writing(folder):
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(f"{there} is no folder")
+        with tempfile.TemporaryFile(dir=there):
+            pass
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Say of what cannot be written that it is the output folder.
+
+    Raises:
+        ConfigurationError: Instead of any `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
         raise ConfigurationError(
-            "The output folder cannot be written.",
-            got=f"{folder}: {there} is {'not writable' if there.is_dir() else 'no folder'}",
-            fix="Give another output folder.",
-        )
+            "The output folder cannot be written.", got=f"{folder}: {error}", fix="Give another output folder."
+        ) from error
 
 
 def is_free(folder: Path) -> bool:
@@ -34,7 +53,23 @@ def is_free(folder: Path) -> bool:
         >>> is_free(Path("no/such/folder"))
         True
     """
-    return not folder.exists() or all(".tmp" in file.name and file.name.startswith(".") for file in folder.iterdir())
+    return not folder.exists() or all(map(_is_unfinished, folder.iterdir()))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process has left unfinished; nobody else may be writing there.
+
+    Example:
+        >>> remove_unfinished(Path("no/such/folder"))
+    """
+    for file in folder.glob(".*"):
+        if _is_unfinished(file):
+            file.unlink(missing_ok=True)
+
+
+def _is_unfinished(file: Path) -> bool:
+    """Whether `hf_early_ood.atomic.replacing` has named it."""
+    return file.name.startswith(".") and ".tmp" in file.name and file.is_file()
 
 
 def differing_keys(first: Any, second: Any, path: str = "") -> list[str]:
@@ -51,6 +86,21 @@ def differing_keys(first: Any, second: Any, path: str = "") -> list[str]:
             for name in differing_keys(first.get(key), second.get(key), f"{path}.{key}".lstrip("."))
         ]
     return [] if first == second else [path]
+
+
+def known_sha256(*files: Path) -> str:
+    """`sha256` that does not read files again as long as their size and time of change are the same.
+
+    Example:
+        >>> known_sha256() == sha256()
+        True
+    """
+    return _known_sha256(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+
+
+@functools.lru_cache(maxsize=8)
+def _known_sha256(files: tuple[tuple[Path, int, int], ...]) -> str:
+    return sha256(*(path for path, _, _ in files))
 
 
 def sha256(*files: Path) -> str:

@@ -27,6 +27,8 @@ LABELS = "labels"
 # Ways of training
 STANDARD = "standard"
 GRADUAL_UNFREEZING = "gradual_unfreezing"
+LISA = "lisa"
+AUTOFREEZE = "autofreeze"
 
 # Files of a run folder
 CONFIG_FILE = "config.yaml"
@@ -34,6 +36,7 @@ RESULTS_FILE = "results.json"
 EVALUATION_FILE = "evaluation.json"
 DYNAMICS_FILE = "dynamics.jsonl"
 PREDICTIONS_FILE = "predictions.npz"
+FIRST_STAGE_FILE = "first_stage.safetensors"
 SIGNAL_FIGURE = "signal.png"
 COMPARISON_FIGURE = "comparison.png"
 MODEL_FOLDER = "model"

@@ -89,12 +89,14 @@ class TrainingRecord(_Record):
 
 @dataclass(frozen=True)
 class StageRecord(_Record):
-    """One change of the trainable layers: ``released`` train from update ``step + 1`` on."""
+    """One change of the trainable layers: from update ``step + 1`` on ``released`` train and ``frozen`` do not."""
 
     stage: int
     step: int
     released: tuple[str, ...]
     trainable_parameters: int
+    frozen: tuple[str, ...] = ()
+    """Groups that trained before."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class DecisionRecord(_Record):
     """Measurements that were NaN or infinite and did not count."""
     at_first_chance: bool = False
     """Whether the signal was stable at the first measurement that could decide."""
+    signal: str | None = None
+    """The signal whose vote decided, or (fallback) one that was waited for in vain."""
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -186,6 +190,22 @@ class EvaluationRecord(_Record):
 
 
 @dataclass(frozen=True)
+class InterpolationRecord(_Record):
+    """Scores of weights between those before and those after fine-tuning, and which ID validation chooses (WiSE-FT)."""
+
+    metric: str
+    """What the scores are; the higher the better."""
+    head: str
+    """Where the head at alpha = 0 is from."""
+    alphas: tuple[float, ...]
+    """Ascending; 0: before fine-tuning, 1: after it."""
+    scores: dict[str, tuple[float | None, ...]]
+    """Split to one score for each alpha."""
+    chosen: float
+    """The alpha with the highest score on ID validation; of several, the smallest."""
+
+
+@dataclass(frozen=True)
 class RunRecord(_Record):
     """Everything about one run. Parts that a failed run did not reach are None."""
 
@@ -204,6 +224,7 @@ class RunRecord(_Record):
     model: ModelRecord | None = None
     training: TrainingRecord | None = None
     intervention: InterventionRecord | None = None
+    interpolation: InterpolationRecord | None = None
     probes: dict[str, ProbeRecord] = field(default_factory=dict)
     evaluation: EvaluationRecord | None = None
     timing: dict[str, float] = field(default_factory=dict)

@@ -83,7 +83,7 @@ def read_source(spec: SplitSpec, columns: Sequence[str]) -> Dataset:
     opened = _open(spec)
     if isinstance(opened, Path):
         return _read_file(opened, columns)
-    _check_columns(opened.column_names, columns)
+    check_columns(opened.column_names, columns)
     return opened.select_columns(list(columns)).with_format(None)  # a saved format would turn labels into tensors
 
 
@@ -131,14 +131,33 @@ def _refuse(spec: SplitSpec, kind: str, *fields: str) -> None:
         raise DataError(f"{kind[0].upper()}{kind[1:]} has no {' or '.join(given)}.", got=given, fix="Leave it out.")
 
 
-def _check_columns(present: Sequence[str], wanted: Sequence[str]) -> None:
+def check_columns(
+    present: Sequence[str],
+    wanted: Sequence[str],
+    hint: str = "Name the columns in data.text, data.text_pair and data.label; they are the same for all sets.",
+) -> None:
+    """Refuse columns that are not there.
+
+    Args:
+        present: Columns of the data.
+        wanted: Columns that must be there.
+        hint: Where the user can name them.
+
+    Raises:
+        DataError: Naming the closest columns that are there.
+
+    Example:
+        >>> check_columns(["text", "label"], ["text"])
+    """
     missing = [column for column in wanted if column not in present]
     if missing:
         guesses = dict.fromkeys(did_you_mean(column, present) for column in missing)
         hints = "".join(f"{guess} " for guess in guesses if guess.startswith("Did"))
-        hints += "Name the columns in data.text, data.text_pair and data.label; they are the same for all sets."
         raise DataError(
-            "A column is not there.", got=", ".join(missing), allowed=", ".join(present) or "no columns", fix=hints
+            "A column is not there.",
+            got=", ".join(missing),
+            allowed=", ".join(present) or "no columns",
+            fix=hints + hint,
         )
 
 
@@ -193,7 +212,7 @@ def _read_file(path: Path, columns: Sequence[str]) -> Dataset:
         if path.suffix.lower() == ".parquet":
             return _read_parquet(path, columns)
         rows = _read_rows(path)
-        _check_columns(_keys(rows), columns)
+        check_columns(_keys(rows), columns)
         return Dataset.from_dict({column: [row.get(column) for row in rows] for column in columns})
 
 
@@ -229,7 +248,7 @@ def _keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _read_parquet(path: Path, columns: Sequence[str]) -> Dataset:
-    _check_columns(pq.read_schema(path).names, columns)
+    check_columns(pq.read_schema(path).names, columns)
     table = pq.read_table(path, columns=list(columns))
     # Files written by `datasets` carry their features (label names) in the schema.
     features = Features.from_arrow_schema(table.schema)

@@ -89,7 +89,8 @@ class StabilizationDetector:
     ) -> None:
         if not isinstance(window, int) or isinstance(window, bool) or window < 1:
             raise ConfigurationError("The window counts measurements.", got=repr(window), allowed="an integer >= 1")
-        if not (isinstance(tolerance, int | float) and math.isfinite(tolerance) and tolerance >= 0):
+        is_number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
+        if not (is_number and math.isfinite(tolerance) and tolerance >= 0):
             raise ConfigurationError(
                 "The tolerance is a relative change.", got=repr(tolerance), allowed="a number >= 0"
             )

@@ -6,16 +6,16 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_early_ood import names
-from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.config import RunConfig
 from hf_early_ood.errors import ConfigurationError
+from hf_early_ood.trainer import EarlyOODArguments
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +31,8 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def make_arguments(config: RunConfig) -> TrainingArguments:
-    """The arguments of the Trainer.
+def make_arguments(config: RunConfig) -> EarlyOODArguments:
+    """The arguments of the Trainer; what is done to training is in callbacks of their own (`make_callbacks`).
 
     Raises:
         ConfigurationError: transformers refuses the values of ``training``.
@@ -45,33 +45,9 @@ def make_arguments(config: RunConfig) -> TrainingArguments:
         "seed": config.seed,
     }
     try:
-        return TrainingArguments(**settings)
+        return EarlyOODArguments(**settings, intervention=names.STANDARD)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigurationError(f"transformers refuses the section 'training': {error}") from error
-
-
-def make_callback(config: RunConfig) -> GradualUnfreezingCallback | None:
-    """The unfreezing callback of a run; None for standard fine-tuning."""
-    intervention = config.intervention
-    if intervention.method == names.STANDARD:
-        return None
-    detector, probe = intervention.detector, intervention.probe
-    return GradualUnfreezingCallback(
-        interval=intervention.interval,
-        order=intervention.order,
-        initial=intervention.initial,
-        release=intervention.release,
-        schedule=intervention.schedule,
-        window=detector.window,
-        tolerance=detector.tolerance,
-        transient=detector.transient,
-        max_step=detector.max_step,
-        probe_size=probe.size,
-        probe_batch_size=probe.batch_size,
-        probe_every=probe.every,
-        probe_seed=probe.seed,
-        probe_labels=probe.labels,
-    )
 
 
 def count_updates(arguments: TrainingArguments, num_examples: int) -> int:
@@ -87,6 +63,34 @@ def count_updates(arguments: TrainingArguments, num_examples: int) -> int:
     batches = num_examples // per_batch if arguments.dataloader_drop_last else math.ceil(num_examples / per_batch)
     updates = max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
     return math.ceil(arguments.num_train_epochs * updates)
+
+
+class LogAtCheckpoints(TrainerCallback):
+    """Log the loss at every checkpoint, and at the end.
+
+    A Trainer that resumes begins a new mean of the loss. With this, one that was stopped has the same curve as one that
+    was not, and the curve covers every update.
+    """
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """Ask for a log where a checkpoint is due, or may be after an evaluation."""
+        if control.should_save or control.should_evaluate or state.global_step >= state.max_steps:
+            control.should_log = True
+
+    on_epoch_end = on_step_end
+
+
+def mean_loss(curve: Sequence[tuple[int, float]]) -> float | None:
+    """Mean loss over all updates, of logged means since the log before; None if there is none.
+
+    Example:
+        >>> mean_loss([(10, 2.0), (15, 5.0)])
+        3.0
+    """
+    if not curve:
+        return None
+    steps = [0, *(step for step, _ in curve)]
+    return math.fsum(loss * (end - begin) for (end, loss), begin in zip(curve, steps, strict=False)) / steps[-1]
 
 
 class ProgressLines(TrainerCallback):

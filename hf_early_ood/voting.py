@@ -51,8 +51,8 @@ class SignalVote:
             raise ConfigurationError(
                 "Unknown vote.", got=vote, allowed=", ".join(VOTES), fix=did_you_mean(str(vote), VOTES)
             )
-        if not signals or len(set(signals)) < len(signals):
-            raise ConfigurationError("Signals are named once each, at least one.", got=list(signals))
+        if isinstance(signals, str) or not signals or len(set(signals)) < len(signals):
+            raise ConfigurationError("signals is a list of names, each once.", got=repr(signals))
         self.vote = vote
         # One that has not voted is asked until the end; only the vote is forced.
         self.detectors = {name: StabilizationDetector(window, tolerance, transient, None) for name in signals}
@@ -95,12 +95,13 @@ class SignalVote:
         """
         if set(values) != set(self.detectors):
             raise ConfigurationError("A value for each signal is needed.", got=sorted(values), allowed=self.signals)
-        newest, self.last_step = None, step
+        newest = None
         for name, detector in self.detectors.items():
             before = detector.decision
             found = detector.update(step, values[name])
             if before is None and found is not None:
                 newest = replace(found, signal=name)
+        self.last_step = step
         if self.decision is not None:
             return self.decision
         stable = sum(detector.decision is not None for detector in self.detectors.values())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_early_ood.atomic import write_text
+from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from tests.distributed import worker
 from tests.distributed.fsdp2_worker import STATE_DICTS
 from tests.distributed.test_fsdp2 import SCENARIOS as SHARDED
@@ -62,10 +63,16 @@ def supported() -> list[str]:
     rows += [
         ("another number of processes", "begun on one and resumed on two, and the other way round"),
         *(("optimizer", f"`optim={name!r}`") for name in test_setups.OPTIMIZERS),
+        *(
+            ("optimizer", f"`optim={name!r}`, where {module} is installed")
+            for name, module in test_setups.OPTIONAL_OPTIMIZERS.items()
+        ),
+        ("optimizer", "`torch.optim.Muon` for matrices with AdamW for the rest"),
         *(("mixed precision", f"`{name}=True`") for name in test_setups.PRECISIONS),
         ("torch.compile", "every stage compiled; the recompile limit is raised for as long as training lasts"),
         *(("PEFT", f"{name}; `disable_adapter` and `set_adapter` in between") for name in test_setups.ADAPTERS),
         *(("killed and resumed", killed(parts)) for parts in kill_worker.SCENARIOS.values()),
+        ("killed and resumed", "`hf-early-ood run` and `study`, at any file that they touch"),
     ]
     return [
         "## What is supported",
@@ -74,13 +81,15 @@ def supported() -> list[str]:
         " layers do not move and released ones do. Killed at any moment, training ends bit for bit as if it had not"
         " been.",
         "",
-        *table(("setup", "tested with"), rows),
+        *table(("setup", "tested with"), dict.fromkeys(rows)),
     ]
 
 
 def ddp(callback: str, accumulation: int, lora: bool, arguments: Mapping[str, Any]) -> str:
     """A scenario of two processes in words."""
-    words = [settings(worker.CALLBACKS[callback], ("interval",)), f"accumulation {accumulation}"]
+    made = worker.CALLBACKS[callback]
+    words = [] if made.func is GradualUnfreezingCallback else [f"`{made.func.__name__}`"]
+    words += [settings(made.keywords, ("interval", "order")), f"accumulation {accumulation}"]
     words += ["LoRA"] if lora else []
     words += [settings(arguments)] if arguments else []
     return ", ".join(words)
@@ -106,6 +115,14 @@ def refused() -> list[str]:
     rows += [
         ("DeepSpeed", "ZeRO fills the missing gradients of frozen layers with zeros; weight decay would move them"),
         ("FSDP2 around a compiled model", "its parameters cannot be gathered for the self-check and the measurements"),
+        (
+            "an optimizer that works layer by layer in the backward pass",
+            "the Trainer holds an empty one: which layers it would move cannot be seen",
+        ),
+        (
+            "reentrant activation checkpointing, however it was switched on",
+            "the lowest layer that trains has no gradient, or frozen layers save nothing",
+        ),
         ("an optimizer that moves frozen layers", "stopped after the first update, by the bits of the frozen weights"),
     ]
     return [

@@ -137,6 +137,9 @@ def test_probe_prints_a_table_and_writes_the_folder(tmp_path, capsys):
     command += ["--output", str(project / "probe")]
     assert main([*command, "--dry-run"]) == 0
     assert "checkpoint-10 (update 10): can be measured" in capsys.readouterr().out
+    assert main([*command, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [item["missing"] for item in plan["models"]] == [["fisher_trace", "average_sharpness"]] * 3
     assert not (project / "probe").exists()
     assert main(command) == 0
     printed = capsys.readouterr().out
@@ -173,6 +176,45 @@ def test_probe_with_a_broken_checkpoint_ends_with_1(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "checkpoint-2  " in printed
     assert "checkpoint-4 could not be measured: The model cannot be loaded" in printed
+    assert "A file in the folder is missing or broken" in printed
+    assert main([*command, "--dry-run"]) == 1
+    assert "checkpoint-4 (update 4): cannot be measured: The model cannot be loaded" in capsys.readouterr().out
+    assert main([*command, "--dry-run", "--json"]) == 1
+    errors = [item["model"]["error"] for item in json.loads(capsys.readouterr().out)["models"]]
+    assert errors[0] is None
+    assert errors[1].startswith("The model cannot be loaded")
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("average_sharpness.rho=-1", "average_sharpness: rho is not usable. Got: -1."),
+        ("average_sharpness.rho=.nan", "average_sharpness: rho is not usable. Got: nan."),
+        ("average_sharpness.num_draws=0", "average_sharpness: num_draws is not usable"),
+        ("fisher_trace.estimator=fast", "fisher_trace: Unknown estimator"),
+    ],
+)
+def test_settings_of_probe_are_checked_before_anything_is_read(tmp_path, capsys, dry, setting, message):
+    """Neither the model nor the data is there."""
+    command = ["probe", str(tmp_path / "gone"), "--data", str(tmp_path / "gone.jsonl"), *dry]
+    assert main([*command, "--measures", "fisher_trace", "average_sharpness", "--settings", setting]) == USER_ERROR
+    assert message in capsys.readouterr().err
+
+
+def test_probe_of_few_examples_needs_no_batch_size(tmp_path, capsys):
+    project = make_checkpoints(tmp_path, steps=(2,))
+    command = ["probe", str(project / "out"), "--data", str(project / "train.jsonl"), "--size", "16", "--dry-run"]
+    assert main(command) == 0
+    assert "16 examples" in (printed := capsys.readouterr().out)
+    assert "16 at a time" in printed
+
+
+def test_probe_into_a_file(tmp_path, capsys):
+    project = make_checkpoints(tmp_path, steps=(2,))
+    command = ["probe", str(project / "out"), "--data", str(project / "train.jsonl"), "--size", "8"]
+    assert main([*command, "--output", str(project / "train.jsonl")]) == USER_ERROR
+    assert "The output folder cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def test_file_is_strict_json_with_the_version(tmp_path: Path) -> None:
         "step": 40,
         "released": ["block.5"],
         "trainable_parameters": 2000,
+        "frozen": [],
     }
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
 
+from hf_early_ood.callbacks.making import make_staged
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.config import RunConfig
 from hf_early_ood.errors import ConfigurationError, UnsupportedSetupError
 from hf_early_ood.results import EvaluationRecord
 from hf_early_ood.trainer import EarlyOODArguments, EarlyOODTrainer
-from hf_early_ood.training import make_callback
 from tests import families
 from tests.tiny_project import make_project, run_settings
 from tests.training import Recorder, Rows, make_trainer
@@ -277,14 +277,14 @@ def test_a_new_trainer_after_an_interruption_trains_every_layer_or_refuses(tmp_p
 
 def test_two_callbacks_in_one_training_are_refused(tmp_path):
     callbacks = [GradualUnfreezingCallback(interval=2), GradualUnfreezingCallback(interval=3)]
-    with pytest.raises(ConfigurationError, match="Two GradualUnfreezingCallbacks"):
+    with pytest.raises(ConfigurationError, match="Two callbacks that freeze layers in one training"):
         make_trainer(tmp_path, callbacks).train()
 
 
 def test_settings_are_the_same_wherever_they_are_given(tmp_path):
     """Defaults of the callback, of the arguments and of the configuration file."""
     settings = run_settings(make_project(tmp_path), intervention={"method": "gradual_unfreezing"})
-    from_file = make_callback(RunConfig.from_dict(settings)).settings
+    from_file = make_staged(RunConfig.from_dict(settings).intervention).settings
     from_arguments = GradualUnfreezingCallback(
         **EarlyOODArguments(output_dir=str(tmp_path), report_to="none").callback_settings()
     ).settings

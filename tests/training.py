@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +123,31 @@ def differences(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
         for name in sorted(first.keys() | second.keys())
         if name not in first or name not in second or not torch.equal(first[name], second[name])
     ]
+
+
+def without_times(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records of a series as two equal runs have them, in memory or in the file."""
+    return [{key: value for key, value in record.items() if key not in ("seconds", "source")} for record in records]
+
+
+def check_resumed_at_every_update(
+    folder: Path, make_callback: Callable[[], Any], make_model: Callable[[], Any] = lambda: None, **arguments: Any
+) -> Any:
+    """Resumed from the checkpoint of any update, a training ends as it would have: also the callback's series.
+
+    Returns:
+        The callback of the training that was not interrupted.
+    """
+    reference, saving = make_callback(), {"save_strategy": "steps", "save_steps": 1}
+    whole = make_trainer(folder / "whole", [reference], model=make_model(), **{**saving, **arguments})
+    whole.train()
+    expected = without_times(reference.records)
+    for step in range(1, whole.state.max_steps):
+        resumed, place = make_callback(), folder / f"from {step}"
+        trainer = make_trainer(place, [resumed], model=make_model(), **arguments)
+        trainer.train(resume_from_checkpoint=str(folder / "whole" / f"checkpoint-{step}"))
+        assert not differences(outcome(whole), outcome(trainer)), step
+        assert without_times(resumed.records) == expected, step
+        lines = (place / "dynamics.jsonl").read_text().splitlines()
+        assert without_times(map(json.loads, lines)) == expected, step
+    return reference

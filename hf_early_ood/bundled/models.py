@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 from pathlib import Path
 
 from hf_early_ood.errors import ConfigurationError, UnsupportedModelError, did_you_mean
-from hf_early_ood.folders import sha256
+from hf_early_ood.folders import known_sha256
 
 BUNDLED_PREFIX = "bundled:"
 BUNDLED_MODEL = "bundled:all-MiniLM-L6-v2"
@@ -56,8 +55,7 @@ def resolve_model(name: str) -> str:
             got=f"no file {weights}",
             fix=_REINSTALL,
         )
-    stat = weights.stat()
-    found = _sha256(weights, stat.st_size, stat.st_mtime_ns)
+    found = known_sha256(weights)
     if found != WEIGHTS_SHA256:
         raise UnsupportedModelError(
             f"The weights of {name} are not the recorded ones.",
@@ -77,9 +75,3 @@ def _model_folder() -> Path:
             fix=_INSTALL,
         )
     return Path(spec.submodule_search_locations[0]) / "model"
-
-
-@functools.lru_cache(maxsize=4)
-def _sha256(path: Path, size: int, modified: int) -> str:
-    """Hash of a file; size and time of change are part of the key, so that a changed file is read again."""
-    return sha256(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from torch import nn
@@ -13,7 +14,6 @@ from transformers.utils import logging
 from hf_early_ood import names
 from hf_early_ood.callbacks.measuring import from_main_process, measure_in_training
 from hf_early_ood.callbacks.recording import Emit
-from hf_early_ood.callbacks.resumable import check_same
 from hf_early_ood.errors import ConfigurationError, did_you_mean
 from hf_early_ood.layers import LayerGroups
 from hf_early_ood.probes.batches import ProbeSet
@@ -27,14 +27,22 @@ LOGGED = "log/"
 """Prefix of a signal that is a key of the Trainer's log, such as ``log/loss``."""
 
 
-def check_signals(signals: Sequence[str], settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse signals that are neither measures nor logged values, and settings that their measures refuse.
+def check_signals(
+    signals: Sequence[str], settings: Mapping[str, Mapping[str, Any]], selection: str | None = None
+) -> None:
+    """Refuse signals that are neither measures nor logged values, and settings that the measures refuse.
+
+    Args:
+        signals: What is watched.
+        settings: Arguments of the measures, by measure.
+        selection: The measure that selects, which may have settings as well.
 
     Raises:
         ConfigurationError: Naming the closest known signal.
     """
     for signal in signals:
-        if not isinstance(signal, str) or not (signal in MEASURES or signal.startswith(LOGGED)):
+        is_logged = isinstance(signal, str) and signal.startswith(LOGGED) and signal != LOGGED
+        if signal not in MEASURES and not is_logged:
             raise ConfigurationError(
                 "Unknown signal.",
                 got=signal,
@@ -42,6 +50,8 @@ def check_signals(signals: Sequence[str], settings: Mapping[str, Mapping[str, An
                 fix=did_you_mean(str(signal), MEASURES),
             )
     measured = [signal for signal in signals if signal in MEASURES]
+    if selection is not None and selection not in measured:
+        measured.append(selection)
     if measured or settings:
         check_measures(measured, settings)
 
@@ -71,6 +81,7 @@ class IntervalDecider:
         self.settings = settings
         self.seed = seed
         self.seconds = 0.0
+        self._num_seen = 0  # entries of the log at the last look
 
     @property
     def decision(self) -> Decision | None:
@@ -81,9 +92,12 @@ class IntervalDecider:
         self, model: nn.Module, state: TrainerState, trainable: Sequence[str], emit: Emit
     ) -> list[dict[str, Any]]:
         """Take one value of every signal; return the records, with the event of the decision if it falls."""
+        # The Trainer logs an update after it was looked at here. An old value again would pass for a stable one.
+        news = state.log_history[self._num_seen :]
+        self._num_seen = len(state.log_history)
         records = []
         for signal in self.vote.signals:
-            record = self._logged(signal, state) if signal.startswith(LOGGED) else self._measured(signal, model, state)
+            record = _logged(signal, news) if signal.startswith(LOGGED) else self._measured(signal, model, state)
             record = from_main_process({"step": state.global_step, **record, "trainable": list(trainable)})
             if record["value"] is not None and not signal.startswith(LOGGED):
                 emit({f"{names.LOG_PROBE}/{signal}": record["value"]})
@@ -110,37 +124,38 @@ class IntervalDecider:
         value = record["value"]
         return {**record, "value": value if value is not None and math.isfinite(value) else None}
 
-    def _logged(self, signal: str, state: TrainerState) -> dict[str, Any]:
-        """The newest logged value; None where it has not been logged since the last look, or is no number."""
-        key, value, last = signal.removeprefix(LOGGED), None, self.vote.last_step
-        for entry in reversed(state.log_history):
-            # The Trainer logs an update after it was looked at here. An old value again would pass for a stable one.
-            if last is None or entry.get("step", -1) < last:
-                break
-            if key in entry:
-                value = entry[key]
-                break
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return {"measure": signal, "value": float(value) if fits and value is not None else None}
-
     def _explain(self, decision: Decision) -> None:
         signals = self.vote.signals
         what = f"the {signals[0]}" if len(signals) == 1 else f"{self.vote.vote} of {', '.join(signals)}"
         interval = f"the interval is {decision.step} updates"
         if decision.reason == FALLBACK:
-            logger.warning(f"Update {decision.step}: {what} did not become stable until max_step; {interval}.")
+            warning = f"Update {decision.step}: {what} did not become stable until max_step; {interval}."
+            silent = [name for name, d in self.vote.detectors.items() if d.num_skipped == d.num_measurements]
+            if silent:
+                warning += f" Nothing was ever seen of {', '.join(silent)}."
+            if any(name.startswith(LOGGED) for name in silent):
+                warning += " What the Trainer logs by then depends on logging_steps, logging_strategy and the key."
+            logger.warning(warning)
         else:
             logger.info(f"Update {decision.step}: {what} stable; {interval}.")
 
     def learned(self) -> dict[str, Any]:
         """What a checkpoint must hold; JSON-able."""
-        return {"detector": self.vote.state_dict(), "probe_set": self.probe_set.fingerprint}
+        return {"detector": self.vote.state_dict(), "log_entries_seen": self._num_seen}
 
     def restore(self, learned: Mapping[str, Any]) -> None:
         """Take up what a checkpoint holds.
 
         Raises:
-            ResumeError: The checkpoint was made with other probe examples or other settings of the detector.
+            ResumeError: The checkpoint was made with other settings of the detector.
         """
-        check_same("probe set", learned["probe_set"], self.probe_set.fingerprint)
         self.vote.load_state_dict(learned["detector"])
+        self._num_seen = learned["log_entries_seen"]
+
+
+def _logged(signal: str, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The newest value of a key in entries of the log; None where there is none, or no number."""
+    key = signal.removeprefix(LOGGED)
+    value: Any = next((entry[key] for entry in reversed(entries) if key in entry), None)
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    return {"measure": signal, "value": float(value) if is_number and math.isfinite(value) else None}

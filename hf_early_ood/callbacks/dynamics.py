@@ -16,7 +16,7 @@ from hf_early_ood.callbacks.measuring import check_deterministic, from_main_proc
 from hf_early_ood.callbacks.recording import RecordingCallback, check_counts
 from hf_early_ood.callbacks.resumable import check_same
 from hf_early_ood.callbacks.setups import check_shards
-from hf_early_ood.errors import ConfigurationError
+from hf_early_ood.errors import ConfigurationError, did_you_mean
 from hf_early_ood.freezing import frozen_by
 from hf_early_ood.layers import LayerGroups, find_layer_groups
 from hf_early_ood.probes.batches import ProbeSet
@@ -51,7 +51,8 @@ class EarlyDynamicsCallback(RecordingCallback):
         dynamics_file: File in ``args.output_dir`` for the series; None writes none.
 
     Raises:
-        ConfigurationError: A setting is not usable.
+        ConfigurationError: A setting is not usable, or the Trainer has two of these callbacks.
+        DataError: Nothing is predicted for any probe example.
         ProbeError: The model gives another loss for the same probe examples when asked twice.
         ResumeError: The checkpoint belongs to other settings or other probe examples.
 
@@ -76,8 +77,10 @@ class EarlyDynamicsCallback(RecordingCallback):
         probe_seed: int = 0,
         dynamics_file: str | None = names.DYNAMICS_FILE,
     ) -> None:
+        measures = [measures] if isinstance(measures, str) else list(measures)
+        check_measures(measures, settings or {})
         own: dict[str, Any] = {
-            "measures": [measures] if isinstance(measures, str) else list(measures),
+            "measures": measures,
             "every": every,
             "until": until,
             "budget": budget,
@@ -89,7 +92,13 @@ class EarlyDynamicsCallback(RecordingCallback):
         }
         super().__init__(own, probe_dataset)
         check_counts(own, "every")
-        check_measures(own["measures"], own["settings"])
+        if isinstance(until, str) and until != DECISION:
+            raise ConfigurationError(
+                "until is not usable.",
+                got=repr(until),
+                allowed=f"an update, {DECISION!r}, or None for the end of training",
+                fix=did_you_mean(until, [DECISION]),
+            )
         if until is not None and until != DECISION:
             check_counts(own, "until")
         if budget is not None and not (isinstance(budget, int | float) and 0 < budget < 1):
@@ -104,8 +113,13 @@ class EarlyDynamicsCallback(RecordingCallback):
         """Measurements so far, as in the dynamics file."""
         return self._log.records if self._log else []
 
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """Refuse a second one as soon as there is a Trainer."""
+        self._refuse_second(state)
+
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Choose the probe examples, make sure that they can be measured, take up the checkpoint's series."""
+        self._refuse_second(state)
         model = kwargs["model"]
         check_shards(model)
         saved = self._saved(state)
@@ -115,7 +129,7 @@ class EarlyDynamicsCallback(RecordingCallback):
         if saved is not None:
             check_same("probe set", saved["probe_set"], self._probe_set.fingerprint)
             self._clock.training, self._clock.probes = saved["training_seconds"], saved["probe_seconds"]
-        check_deterministic(model, self._probe_set)
+        check_deterministic(model, self._probe_set, self.settings["measures"], self.settings["settings"])
         self._log = self._open_log(args, state)
         self._log.replace(saved["records"] if saved is not None else [])
         self._announce(state)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from hf_early_ood.atomic import append_jsonl, write_jsonl
+from hf_early_ood.dynamics import read_records
 
 _SOURCE = "source"
 
@@ -32,10 +32,15 @@ class DynamicsLog:
 
         The file is written whole, so that lines that came after the checkpoint from which a run resumes are neither
         kept twice nor lost. Lines of other writers stay.
+
+        Raises:
+            ResumeError: There is something else in the file.
         """
         self.records = list(records)
         if self.path is not None:
-            lines = [*_lines_of_others(self.path, self.source), *map(self._line, self.records)]
+            there = read_records(self.path) if self.path.is_file() else []
+            others = [line for line in there if line.get(_SOURCE, self.source) != self.source]
+            lines = [*others, *map(self._line, self.records)]
             write_jsonl(self.path, sorted(lines, key=lambda line: line["step"]))
 
     def append(self, record: dict[str, Any]) -> None:
@@ -50,18 +55,3 @@ class DynamicsLog:
     def events(self, name: str) -> list[dict[str, Any]]:
         """Event records of one kind ("stage" or "decision")."""
         return [record for record in self.records if record.get("event") == name]
-
-
-def _lines_of_others(path: Path, source: str) -> list[dict[str, Any]]:
-    """Whole lines of a file that other writers have put there; a line cut off by a crash is none."""
-    if not path.is_file():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and "step" in line and line.get(_SOURCE, source) != source:
-            lines.append(line)
-    return lines

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_early_ood.callbacks.resumable import ResumableCallback
+from hf_early_ood.callbacks.reporting import ReportingCallback
+from hf_early_ood.callbacks.staged import StagedCallback
 from hf_early_ood.errors import UnsupportedSetupError
 from hf_early_ood.interventions.update_rules import UpdateRule, in_force
 
 
-class InterveningCallback(ResumableCallback):
+class InterveningCallback(ReportingCallback):
     """A callback that :class:`~hf_early_ood.EarlyOODTrainer` asks, beyond the events that every Trainer sends.
 
     What it answers must be the same on every rank, and depend only on its settings, the number of completed updates and
@@ -34,9 +35,15 @@ class InterveningCallback(ResumableCallback):
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)
         self.is_asked = False  # set by EarlyOODTrainer
+        self.unfreezing: StagedCallback | None = None  # that of the same Trainer
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """Refuse a second one as soon as there is a Trainer."""
+        self._refuse_second(state)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        """Refuse a Trainer that would not ask."""
+        """Refuse a Trainer that would not ask, and a second one."""
+        self._refuse_second(state)
         if not self.is_asked:
             raise UnsupportedSetupError(
                 f"{type(self).__name__} needs more than a Trainer's events.",
@@ -46,15 +53,29 @@ class InterveningCallback(ResumableCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Forget the Trainer: the next one may be another."""
-        self.is_asked = False
+        super().on_train_end(args, state, control, **kwargs)
+        self.is_asked, self.unfreezing = False, None
 
-    def adapt_scheduler(self, scheduler: LRScheduler, total_updates: int) -> LRScheduler:
-        """The learning-rate scheduler to train with, given the one that the arguments ask for."""
+    def adapt_scheduler(self, scheduler: LRScheduler, total_updates: int, args: TrainingArguments) -> LRScheduler:
+        """The learning-rate scheduler to train with, given the one that the arguments ask for.
+
+        Not called where the Trainer was given a scheduler of its own.
+        """
         return scheduler
 
     def update_rules(self, step: int, model: nn.Module) -> Mapping[str, UpdateRule]:
         """Rules, by layer group, for the update that follows ``step`` completed ones; needs ``splits_optimizer``."""
         return {}
+
+    def check_checkpoint(self, state: TrainerState) -> None:
+        """Refuse a checkpoint that was made without this callback, or with other settings.
+
+        The parameter groups of its optimizer are others, too, of which PyTorch would not say whose they are.
+
+        Raises:
+            ResumeError: It was.
+        """
+        self._saved(state)
 
     def extra_loss(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
         """What is added to the loss of a batch, as a mean over its examples; None: nothing in this update."""
@@ -65,7 +86,7 @@ class UpdateRulesCallback(TrainerCallback):
     """Puts the update rules of all intervening callbacks in force around every ``optimizer.step()``.
 
     Between on_pre_optimizer_step and on_optimizer_step a Trainer makes the step and nothing else: gradients are clipped
-    before, the scheduler moves after.
+    before, the scheduler moves after. It is the last of the callbacks: what others do before the step is done by then.
     """
 
     def __init__(self) -> None:
@@ -87,4 +108,8 @@ class UpdateRulesCallback(TrainerCallback):
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Put them back."""
+        self.put_back()
+
+    def put_back(self) -> None:
+        """End what is in force, if anything is."""
         self._active.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from hf_early_ood.layers import LayerGroups
 from hf_early_ood.probes.batches import ProbeSet
 from hf_early_ood.probes.isolation import isolated
 from hf_early_ood.probes.likelihood import likelihood_for
-from hf_early_ood.probes.measures import measure
+from hf_early_ood.probes.measures import check_examples, measure
 from hf_early_ood.probes.memory import is_out_of_memory
 from hf_early_ood.probes.ranks import RankShare, Share
 from hf_early_ood.sharding import gathered, is_distributed
@@ -113,15 +113,28 @@ def _share_of(probe_set: ProbeSet) -> Share:
     return RankShare(probe_set.batches)
 
 
-def check_deterministic(model: nn.Module, probe_set: ProbeSet) -> None:
+def check_deterministic(
+    model: nn.Module,
+    probe_set: ProbeSet,
+    measures: Sequence[str] = (),
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
     """Ask the model twice about the first probe batch: a series of measurements is worth nothing if it differs.
 
+    Args:
+        model: The model, unwrapped.
+        probe_set: What to measure on.
+        measures: What is to be measured, to make sure that the examples say something about it.
+        settings: Further arguments by measure.
+
     Raises:
+        DataError: Nothing is predicted for any example.
         ProbeError: The answers differ, though the model is in eval mode.
     """
     # The share, of which nothing is asked, makes all ranks raise what one of them does.
     with _share_of(probe_set), gathered(model), isolated(model), torch.no_grad():
         likelihood = likelihood_for(model)
+        check_examples(likelihood, probe_set, measures, settings or {})
         device = next(model.parameters()).device
         batch = {key: value.to(device) for key, value in probe_set.batches[0].items()}
         first, second = (likelihood.predictions(model(**likelihood.inputs(batch))) for _ in range(2))

@@ -6,16 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_early_ood import names
 from hf_early_ood.callbacks.measuring import from_main_process
 from hf_early_ood.callbacks.staged import StagedCallback
-from hf_early_ood.checks import check_choice, check_number
-from hf_early_ood.errors import ConfigurationError
+from hf_early_ood.checks import check_choice, check_count, check_number
+from hf_early_ood.errors import ConfigurationError, UnsupportedSetupError
 from hf_early_ood.schedules import LayerSampling, PrefixFreezing, Schedule, settled_prefix
+from hf_early_ood.schedules.base import checked_names
+from hf_early_ood.sharding import sharded_modules
 
 OPTIMIZER_STATES = ("keep", "reset")
 _SUM = "gradient_sum"  # in the optimizer's state of a parameter
@@ -26,9 +27,9 @@ class LISACallback(StagedCallback):
 
     LISA (Pan et al. 2024, arXiv 2403.17919): embeddings and head train all the time, because in LoRA their weights
     move most; of the blocks between, ``num_groups`` are drawn uniformly every ``interval`` updates, and the others are
-    frozen. In the source it approaches full fine-tuning of language models at the memory of LoRA. It was made for memory and
-    for training quality, not for other domains: here it is a way of treating layers that has nothing to do with the
-    early period, to compare with. Cost: forward pass, and the backward pass down to the lowest group that trains:
+    frozen. In the source it approaches full fine-tuning of language models at the memory of LoRA. It was made for
+    memory and training quality, not for other domains: here it is a way of treating layers that has nothing to do with
+    the early period, to compare with. Cost: forward pass, and the backward pass down to the lowest group that trains:
     with the embeddings among those that always train, the activations' backward pass goes through all blocks, and only
     the weight gradients of frozen blocks are saved.
 
@@ -67,13 +68,13 @@ class LISACallback(StagedCallback):
         check_ranks: bool = True,
         dynamics_file: str | None = names.DYNAMICS_FILE,
     ) -> None:
-        if isinstance(always, str):
-            raise ConfigurationError("always is a list of group names.", got=repr(always), fix=f"Write [{always!r}].")
+        always = None if always is None else list(checked_names(always, "always"))
+        check_count("num_groups", num_groups)
         check_choice("optimizer_state", optimizer_state, OPTIMIZER_STATES)
         settings = {
             "interval": interval,
             "num_groups": num_groups,
-            "always": None if always is None else list(always),
+            "always": always,
             "seed": seed,
             "optimizer_state": optimizer_state,
             "self_check": self_check,
@@ -82,10 +83,12 @@ class LISACallback(StagedCallback):
         }
         super().__init__(settings)
         # Everything but the group names, which need the model.
-        some = num_groups if isinstance(num_groups, int) else 1
-        LayerSampling(
-            [*(always or ()), *map(str, range(some))], interval=interval, num_groups=num_groups, always=always
-        )
+        some = dict.fromkeys([*(always or ()), *(f"drawn.{number}" for number in range(num_groups))])
+        LayerSampling(some, interval=interval, num_groups=num_groups, always=always, seed=seed)
+
+    @property
+    def _forgets(self) -> bool:
+        return self.settings["optimizer_state"] == "reset"
 
     def _make_schedule(self, groups: tuple[str, ...], total_updates: int) -> LayerSampling:
         keys = ("interval", "num_groups", "always", "seed")
@@ -102,9 +105,10 @@ class AutoFreezeCallback(StagedCallback):
     first one whose :math:`\eta` reaches the ``percentile`` of all are frozen. Made for speed (the source claims up to
     2.55x at equal accuracy); it goes the other way round than gradual unfreezing, whose control it is here.
 
-    The sums are kept in the optimizer's state, one number for each trained parameter, so that checkpoints hold them:
-    memory like that of one more moment, until a group is frozen. They are of the gradients that the optimizer gets,
-    after clipping; updates that a gradient scaler skips do not count. The top group is never frozen.
+    The sums are kept in the optimizer's state, one number for each parameter that may be frozen, so that checkpoints
+    hold them: memory like that of one more moment. They are of the gradients that the optimizer gets, after clipping,
+    and in their precision; updates that a gradient scaler skips do not count. The top group is never frozen. Where a
+    group is frozen, all that the optimizer holds of it is dropped: the source builds a new optimizer.
 
     Freezing, checks and checkpoints are those of :class:`~hf_early_ood.GradualUnfreezingCallback`.
 
@@ -118,7 +122,7 @@ class AutoFreezeCallback(StagedCallback):
 
     Raises:
         ConfigurationError: A setting is not usable (at once, or before the first update).
-        UnsupportedSetupError: The launcher cannot do it correctly, before the first update.
+        UnsupportedSetupError: The launcher cannot do it correctly, before the first update; nor can FSDP2.
         ResumeError: The checkpoint belongs to other settings.
 
     Example:
@@ -149,10 +153,21 @@ class AutoFreezeCallback(StagedCallback):
         PrefixFreezing(("one", "two"), interval=interval)  # raises
         self._norms: dict[str, float] = {}  # G of the interval before, by group
 
+    @property
+    def _forgets(self) -> bool:
+        return True
+
     def _make_schedule(self, groups: tuple[str, ...], total_updates: int) -> PrefixFreezing:
         return PrefixFreezing(groups, interval=self.settings["interval"]).resolve(total_updates=total_updates)
 
-    def _prepare(self, *parts: Any, saved: Mapping[str, Any] | None, **others: Any) -> None:
+    def _prepare(self, model: nn.Module, *parts: Any, saved: Mapping[str, Any] | None, **others: Any) -> None:
+        if sharded_modules(model):
+            raise UnsupportedSetupError(
+                "AutoFreeze cannot run under FSDP2: its sums of gradients are in the optimizer's state, of which a"
+                " checkpoint gives back only what the optimizer itself has made.",
+                got="a model that is sharded by FSDP2",
+                allowed="one process, or DistributedDataParallel",
+            )
         self._norms = {} if saved is None else dict(saved["norms"])
 
     def learned(self) -> dict[str, Any] | None:
@@ -160,13 +175,32 @@ class AutoFreezeCallback(StagedCallback):
         learned = super().learned()
         return None if learned is None else {**learned, "norms": dict(self._norms)}
 
+    def _begun(self, model: nn.Module, state: TrainerState) -> None:
+        self._take_norms()  # an earlier training of the same Trainer has left sums
+
+    def _settling(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters of the groups that may be frozen at the next look."""
+        if self._run is None:
+            return {}
+        managed = self._run.freezer.managed
+        return {name: list(managed[name].values()) for unit in self._run.schedule.candidates() for name in unit}
+
+    def _take_norms(self) -> dict[str, float]:
+        """G of these groups. The sums begin anew."""
+        state = self._run.optimizer.state if self._run else {}
+        norms = {}
+        for name, parameters in self._settling().items():
+            sums = [state[parameter].pop(_SUM) for parameter in parameters if _SUM in state.get(parameter, ())]
+            norms[name] = math.fsum(float(total.float().abs().sum()) for total in sums)
+        return norms
+
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Add the gradients of this update, after the step: optimizers set up their state in the first one."""
         optimizer = kwargs["optimizer"]
-        if self._run is None or getattr(optimizer, "step_was_skipped", False):
+        if getattr(optimizer, "step_was_skipped", False):
             return
-        for parameters in self._run.freezer.managed.values():
-            for parameter in parameters.values():
+        for parameters in self._settling().values():
+            for parameter in parameters:
                 if parameter.grad is None:
                     continue
                 own = optimizer.state[parameter]
@@ -180,31 +214,23 @@ class AutoFreezeCallback(StagedCallback):
         run = self._run
         if run is None:
             raise RuntimeError("a selection outside of training")
-        before, self._norms = self._norms, {}
-        for name in schedule.trainable_in(run.stage):
-            parameters = run.freezer.managed[name].values()
-            self._norms[name] = math.fsum(_taken_norm(run.optimizer.state[parameter]) for parameter in parameters)
-        change = {name: _change(before.get(name), self._norms[name]) for (name,) in schedule.candidates()}
-        settled = list(settled_prefix(change, self.settings["percentile"])) if before else []
-        per_group = {name: value if math.isfinite(value) else None for name, value in change.items()}
+        before, self._norms = self._norms, self._take_norms()
+        change = {name: _change(before.get(name), norm) for name, norm in self._norms.items()}
         record = {
             "step": state.global_step,
             "measure": f"{names.SELECTION}/{schedule.select}",
             "value": None,
-            "per_group": per_group if before else {},
+            "per_group": _finite(change) if before else {},
             "trainable": list(schedule.trainable_in(run.stage)),
+            "details": {"norms": _finite(self._norms)},
         }
         run.log.append(from_main_process(record))
-        return from_main_process(settled)
+        settled = settled_prefix(change, self.settings["percentile"]) if before else ()
+        return from_main_process(list(settled))
 
 
-def _taken_norm(state: dict[str, Any]) -> float:
-    """L1 norm of the gradients summed up for one parameter, which begin anew."""
-    total: Tensor | None = state.pop(_SUM, None)
-    if total is None:
-        return 0.0
-    norm = total.float().abs().sum()
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _change(before: float | None, now: float) -> float:

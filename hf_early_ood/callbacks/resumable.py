@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
-from hf_early_ood.errors import ResumeError
+from hf_early_ood.errors import ConfigurationError, ResumeError
 
 # Settings that do not change what is measured or trained: a checkpoint may have been made with others.
 HARMLESS = ("dynamics_file", "self_check", "check_ranks")
@@ -44,8 +44,8 @@ class ResumableCallback(TrainerCallback, ExportableState):
         """
         if state.global_step == 0:
             return None
-        name, stateful = type(self).__name__, stateful_callbacks(state)
-        saved = stateful.get(name)
+        name = type(self).__name__
+        saved = stateful_callbacks(state).get(name)
         learned = saved["attributes"].get("_restored") if isinstance(saved, dict) else None
         if saved is None or learned is None:
             raise ResumeError(
@@ -58,7 +58,27 @@ class ResumableCallback(TrainerCallback, ExportableState):
 
     def _announce(self, state: TrainerState) -> None:
         """Make the name known: transformers looks it up when it saves, whoever made the checkpoint."""
-        stateful_callbacks(state)[type(self).__name__] = self.state()
+        stateful_callbacks(state)[type(self).__name__] = _Announced(self.state())
+
+    def _refuse_second(self, state: TrainerState) -> None:
+        """Refuse two callbacks of one class in a Trainer: a checkpoint holds what was learned under its name.
+
+        Raises:
+            ConfigurationError: There is another one.
+        """
+        name = type(self).__name__
+        entry = stateful_callbacks(state).get(name)
+        # transformers puts several into a list, but not over what a checkpoint says; there the first has been here.
+        if isinstance(entry, _Announced) or (isinstance(entry, list) and state.global_step == 0):
+            raise ConfigurationError(
+                f"There are two callbacks {name} in one Trainer: they would take each other's place in checkpoints.",
+                allowed="one",
+                fix="Give one of them all that is wanted, and leave the other out.",
+            )
+
+
+class _Announced(dict[str, Any]):
+    """What a callback has put into the state of this training, and no checkpoint."""
 
 
 def stateful_callbacks(state: TrainerState) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ def check_launcher(args: TrainingArguments, model: nn.Module, rewraps: bool = Fa
     if sharded_modules(model):
         _check_fsdp2(args)
     elif args.parallel_mode == ParallelMode.DISTRIBUTED:
-        _check_ddp(args, rewraps)
+        _check_ddp(args, model, rewraps)
 
 
 def check_shards(model: nn.Module) -> None:
@@ -95,16 +95,16 @@ def _check_fsdp2(args: TrainingArguments) -> None:
         )
 
 
-def _check_ddp(args: TrainingArguments, rewraps: bool) -> None:
-    checkpointing = bool(getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing)
+def _check_ddp(args: TrainingArguments, model: nn.Module, rewraps: bool) -> None:
+    functions = _checkpointing(model)
     find_unused = args.ddp_find_unused_parameters
     if find_unused is None:
-        find_unused = not checkpointing  # the Trainer's own default
+        find_unused = not functions  # the Trainer's own default
     if not find_unused and not rewraps:
         raise UnsupportedSetupError(
             "DistributedDataParallel waits for the gradients of frozen layers, which never come.",
             got=f"ddp_find_unused_parameters={args.ddp_find_unused_parameters}"
-            + (", activation checkpointing (which switches the default off)" if checkpointing else ""),
+            + (", activation checkpointing (which switches the default off)" if functions else ""),
             fix="Set ddp_find_unused_parameters=True in TrainingArguments, or ddp_rewrap=True in EarlyOODArguments.",
         )
     if getattr(args, "ddp_static_graph", None):
@@ -113,31 +113,41 @@ def _check_ddp(args: TrainingArguments, rewraps: bool) -> None:
             got="ddp_static_graph=True",
             fix="Remove ddp_static_graph from TrainingArguments.",
         )
-    kwargs: Any = getattr(args, "activation_checkpointing_kwargs", None) or args.gradient_checkpointing_kwargs or {}
-    if checkpointing and kwargs.get("use_reentrant"):
-        raise UnsupportedSetupError(
-            "Reentrant activation checkpointing marks a parameter ready twice under DDP with frozen layers.",
-            got="use_reentrant=True",
-            fix='Set activation_checkpointing_kwargs={"use_reentrant": False}.',
-        )
+    _refuse_reentrant(args, functions, "marks a parameter ready twice under DDP with frozen layers")
+
+
+def _checkpointing(model: nn.Module) -> list[Any]:
+    """What the blocks of a model are run through where activations are checkpointed, whoever has switched it on."""
+    return [
+        getattr(module, "_gradient_checkpointing_func", None)
+        for module in model.modules()
+        if getattr(module, "gradient_checkpointing", False)
+    ]
+
+
+def _refuse_reentrant(args: TrainingArguments, functions: Iterable[Any], why: str) -> None:
+    # PyTorch takes the reentrant kind where nothing is said.
+    if all(getattr(function, "keywords", {}).get("use_reentrant") is False for function in functions):
+        return
+    setting = 'activation_checkpointing_kwargs={"use_reentrant": False}'
+    by_trainer = getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing
+    raise UnsupportedSetupError(
+        f"Reentrant activation checkpointing {why}.",
+        got="use_reentrant=True, which is what PyTorch takes where nothing is said",
+        fix=f"Set {setting}." if by_trainer else f"Call model.activation_checkpointing_enable({setting}).",
+    )
 
 
 def without_input_gradients(model: nn.Module, args: TrainingArguments) -> Callable[[], None]:
     """Switch off that inputs require gradients, which activation checkpointing switches on; return how to undo it.
 
     With it, every layer above the embeddings would be differentiated, frozen or not, and freezing would save
-    nothing. Only the reentrant kind of checkpointing needs it.
+    nothing. Only the reentrant kind of checkpointing needs it: the lowest block that trains would have no gradient.
     """
+    _refuse_reentrant(args, _checkpointing(model), "needs gradients at the inputs: frozen layers would save nothing")
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if not getattr(inner, "_require_grads_hooks", None):
         return lambda: None
-    kwargs: Any = getattr(args, "activation_checkpointing_kwargs", None) or args.gradient_checkpointing_kwargs or {}
-    if kwargs.get("use_reentrant"):
-        raise UnsupportedSetupError(
-            "Reentrant activation checkpointing needs gradients at the inputs: frozen layers would save nothing.",
-            got="use_reentrant=True",
-            fix='Set activation_checkpointing_kwargs={"use_reentrant": False}, the default.',
-        )
     inner.disable_input_require_grads()
     return inner.enable_input_require_grads
 
@@ -156,18 +166,26 @@ def check_optimizer(optimizer: torch.optim.Optimizer | None, managed: Mapping[st
         raise UnsupportedSetupError(
             "The optimizer does not hold every trainable parameter: what it lacks would never train, without an"
             " error. This happens when layers were frozen before Trainer.train() built the optimizer, for example"
-            " in an attempt that was interrupted.",
+            " in an attempt that was interrupted; an optimizer that works layer by layer in the backward pass holds"
+            " none.",
             got=f"{len(missing)} of {len(managed)} missing, such as {missing[0]}",
-            fix="Give the Trainer a model whose layers are all trainable and let it build the optimizer.",
+            fix="Give the Trainer a model whose layers are all trainable and let it build the optimizer, none of the"
+            " layerwise ones.",
         )
 
 
 def warn_about_resuming(args: TrainingArguments, model: nn.Module) -> None:
-    """Say so when a plain ``Trainer`` will not be able to resume what it saves.
+    """Say so when a plain ``Trainer`` will not be able to resume what it saves, or to begin again.
 
     Under FSDP2, PyTorch (2.13) wants a saved optimizer state for every parameter that is trainable when a checkpoint is
-    loaded; those of layers that were not released by then have none.
+    loaded; those of layers that were not released by then have none. With ``auto_find_batch_size``, transformers (5.23)
+    begins again with the weights and the optimizer of the attempt that failed: it counts on that being the first one.
     """
+    if args.auto_find_batch_size:
+        logger.warning(
+            "auto_find_batch_size of a plain Trainer keeps what an attempt has trained that ran out of memory when a"
+            " layer was released: use hf_early_ood.EarlyOODTrainer, which begins again from the start."
+        )
     if sharded_modules(model) and args.save_strategy != SaveStrategy.NO:
         logger.warning(
             "Under FSDP2 a plain Trainer cannot resume a checkpoint that was written before all layers were released: "

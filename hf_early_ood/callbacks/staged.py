@@ -19,7 +19,7 @@ from hf_early_ood.callbacks.setups import (
     warn_about_resuming,
     without_input_gradients,
 )
-from hf_early_ood.callbacks.staged_run import StagedRun, as_learned
+from hf_early_ood.callbacks.staged_run import StagedRun, with_state
 from hf_early_ood.errors import ConfigurationError
 from hf_early_ood.freezing import Freezer, frozen_by, thaw
 from hf_early_ood.layers import LayerGroups, check_layer_groups, find_layer_groups
@@ -52,6 +52,11 @@ class StagedCallback(RecordingCallback):
         self.checks_loss_scale = True  # EarlyOODTrainer has a loss of its own
 
     # What a subclass fills in.
+
+    @property
+    def _forgets(self) -> bool:
+        """Whether the optimizer's state of a group is dropped when it is frozen."""
+        return False
 
     def _make_schedule(self, groups: tuple[str, ...], total_updates: int) -> Schedule:
         """The schedule for a model with these groups, with its fractions of training resolved."""
@@ -151,7 +156,7 @@ class StagedCallback(RecordingCallback):
             kwargs["optimizer"],
             self._rewrap or (lambda: None),
             lambda asking: self._select(asking, model, state),
-            forgets=self.settings.get("optimizer_state") == "reset",
+            forgets=self._forgets,
         )
         if saved is not None:
             run.restore(saved)
@@ -218,13 +223,13 @@ class StagedCallback(RecordingCallback):
         self._is_training = False
 
     def as_saved(self, model: nn.Module, state: TrainerState) -> AbstractContextManager[None]:
-        """Require a gradient, inside a block, of what did when the checkpoint was written that is being resumed.
+        """Require a gradient, inside a block, of what has a state in the optimizer of the checkpoint that is resumed.
 
         Raises:
             ResumeError: The checkpoint belongs to other settings.
         """
         saved = self._saved(state)
-        return nullcontext() if saved is None else as_learned(model, saved)
+        return nullcontext() if saved is None else with_state(model, saved, forgets=self._forgets)
 
     def learned(self) -> dict[str, Any] | None:
         """What a checkpoint must hold; None before training."""

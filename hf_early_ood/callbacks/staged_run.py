@@ -175,9 +175,16 @@ class StagedRun:
 
 
 @contextmanager
-def as_learned(model: nn.Module, learned: dict[str, Any]) -> Iterator[None]:
-    """Let require a gradient inside the block what did when a checkpoint was written that holds ``learned``."""
-    released = {name for record in learned["records"] for name in record.get("released", ())}
+def with_state(model: nn.Module, learned: dict[str, Any], forgets: bool) -> Iterator[None]:
+    """Let require a gradient inside the block what has an optimizer state in a checkpoint that holds ``learned``.
+
+    That is what has ever trained; with ``forgets``, what trained when the checkpoint was written.
+    """
+    released: set[str] = set()
+    for record in learned["records"]:
+        released |= set(record.get("released", ()))
+        if forgets:
+            released -= set(record.get("frozen", ()))
     parameters = {group.name: group.parameters for group in find_layer_groups(model).trainable()}
     trained = {name for group in released & set(parameters) for name in parameters[group]}
     with requires_grad_set({name: p for owned in parameters.values() for name, p in owned.items()}, trained):

@@ -16,6 +16,7 @@ from hf_early_ood import names
 from hf_early_ood.callbacks.deciding import IntervalDecider, check_signals
 from hf_early_ood.callbacks.measuring import from_main_process
 from hf_early_ood.callbacks.recording import check_counts
+from hf_early_ood.callbacks.resumable import check_same
 from hf_early_ood.callbacks.selecting import scores_of, select_largest
 from hf_early_ood.callbacks.staged import StagedCallback
 from hf_early_ood.checks import check_choice
@@ -185,11 +186,11 @@ class GradualUnfreezingCallback(StagedCallback):
             everything = {"head", *s["initial"], *([] if isinstance(s["order"], str) else s["order"])}
             select = self._schedule_of(tuple(everything)).select
         else:
-            select = None
-            if not Path(s["schedule"]).expanduser().is_file():
-                UnfreezingSchedule.load(s["schedule"], ())  # raises
-        own = {name: values for name, values in s["signal_settings"].items() if name != select}
-        check_signals(self._signals, own)
+            file = Path(s["schedule"]).expanduser()
+            if not file.is_file():
+                UnfreezingSchedule.load(file, ())  # raises
+            select = UnfreezingSchedule.from_yaml(file.read_text(encoding="utf-8")).select
+        check_signals(self._signals, s["signal_settings"], select)
 
     # What was decided, during training and after it.
 
@@ -276,6 +277,8 @@ class GradualUnfreezingCallback(StagedCallback):
         if schedule.is_resolved and schedule.select is None:
             return  # nothing has to be measured
         self._probe_set = self._make_probe_set(model, dataloader)
+        if saved is not None:
+            check_same("probe set", saved["probe_set"], self._probe_set.fingerprint)
         if schedule.is_resolved:
             return
         vote = self._make_vote(state.max_steps, args.get_warmup_steps(state.max_steps), len(groups))
@@ -291,7 +294,10 @@ class GradualUnfreezingCallback(StagedCallback):
     def learned(self) -> dict[str, Any] | None:
         """What a checkpoint must hold; None before training."""
         learned = super().learned()
-        return learned if learned is None or self._decider is None else {**learned, **self._decider.learned()}
+        if learned is None or self._probe_set is None:
+            return learned
+        decided = self._decider.learned() if self._decider else {}
+        return {**learned, "probe_set": self._probe_set.fingerprint, **decided}
 
     # What happens in a run.
 

@@ -83,24 +83,27 @@ def in_force(optimizer: torch.optim.Optimizer, rules: Mapping[str, UpdateRule]) 
         optimizer: Split by :func:`split_by_layer_group`.
         rules: By layer group; groups without a rule are updated as ever.
     """
-    before = [{key: group.get(key) for key in ("lr", "weight_decay")} for group in optimizer.param_groups]
+    # Not every optimizer has a weight decay.
+    keys = ("lr", "weight_decay")
+    before: list[dict[str, Any]] = [{key: g[key] for key in keys if key in g} for g in optimizer.param_groups]
     turned = []
     for group in optimizer.param_groups:
         rule = rules.get(group.get(LAYER_GROUP, ""), UpdateRule())
         group["lr"] = group["lr"] * rule.learning_rate
         if rule.ascends:
-            group["weight_decay"] = 0.0
+            if "weight_decay" in group:
+                group["weight_decay"] = 0.0
             turned += [parameter for parameter in group["params"] if parameter.grad is not None]
     _turn(turned)
     try:
         yield
     finally:
         for group, values in zip(optimizer.param_groups, before, strict=True):
-            group.update({key: value for key, value in values.items() if value is not None})
+            group.update(values)
         _turn(turned)
 
 
 def _turn(parameters: list[torch.Tensor]) -> None:
     for parameter in parameters:
-        if parameter.grad is not None:
+        if parameter.grad is not None:  # an optimizer may have dropped it
             parameter.grad.neg_()

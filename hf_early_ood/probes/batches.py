@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,15 @@ class ProbeSet:
             starts = range(0, size, batch_size)
             batches = tuple(_tensors(collate_fn([items[i] for i in chosen[s : s + batch_size]])) for s in starts)
         return cls(batches=batches, indices=tuple(chosen), seed=seed, fingerprint=_fingerprint(batches))
+
+    def without(self, keys: Iterable[str]) -> ProbeSet:
+        """The same examples without some of their tensors.
+
+        Args:
+            keys: Names of tensors; those that are not there are no matter.
+        """
+        left = tuple({key: value for key, value in batch.items() if key not in {*keys}} for batch in self.batches)
+        return replace(self, batches=left, fingerprint=_fingerprint(left))
 
     @property
     def num_examples(self) -> int:

@@ -8,12 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hf_early_ood.errors import ConfigurationError
+from hf_early_ood.checks import PARAMETER_CHOICES, check_choice, check_count, check_number
 from hf_early_ood.layers import LayerGroups
 from hf_early_ood.probes.lanczos import largest_eigenpair
-from hf_early_ood.probes.likelihood import check_choice
-from hf_early_ood.probes.products import curvature_matrix
-from hf_early_ood.probes.trace_estimation import exact, hutch_plus_plus, hutchinson
+from hf_early_ood.probes.products import MATRICES, curvature_matrix
+from hf_early_ood.probes.trace_estimation import check_products, exact, hutch_plus_plus, hutchinson
 
 _METHODS = {"hutch++": hutch_plus_plus, "hutchinson": hutchinson}
 METHODS = tuple(_METHODS)
@@ -35,6 +34,7 @@ class CurvatureTrace:
         method: ``"hutch++"``, ``"hutchinson"``, or ``"exact"``.
         matrix: ``"hessian"`` or ``"gauss_newton"``.
         seed: Of the random vectors.
+        num_empty: Examples for which nothing is predicted (every label is -100), and which add 0.
     """
 
     value: float
@@ -48,6 +48,7 @@ class CurvatureTrace:
     method: str
     matrix: str
     seed: int
+    num_empty: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain JSON types."""
@@ -68,6 +69,7 @@ class TopEigenvalue:
         matrix: ``"hessian"`` or ``"gauss_newton"``.
         seed: Of the start vector.
         vector: v by parameter name, on the device of the model; not part of `to_dict`.
+        num_empty: As in `CurvatureTrace`.
     """
 
     value: float
@@ -79,6 +81,7 @@ class TopEigenvalue:
     matrix: str
     seed: int
     vector: dict[str, Tensor] = field(repr=False, compare=False)
+    num_empty: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain JSON types, without the vector."""
@@ -115,7 +118,8 @@ def hessian_trace(
         method: ``"hutch++"``: a third of the products finds the directions of large curvature, whose part of the
             trace is then exact. Keeps ``num_products / 3`` copies of the measured parameters in memory.
             ``"hutchinson"``: the mean of v' H v over random signs v; two copies.
-        num_products: m, products with the matrix. From the number of parameters on, the trace is computed exactly.
+        num_products: m, products with the matrix, 4 or more (``"hutchinson"``: 2). From the number of parameters on,
+            the trace is computed exactly.
         parameters: ``"trainable"``: what requires a gradient now, the rest held constant. ``"all"``: every parameter.
         seed: Of the random vectors. They are the same at every measurement, so that values can be compared.
         groups: Layer groups to report; by default those of `find_layer_groups`.
@@ -125,7 +129,7 @@ def hessian_trace(
 
     Raises:
         ConfigurationError: An unknown choice, too few products, or no batch.
-        DataError: A batch is not usable.
+        DataError: A batch is not usable, or nothing is predicted for any example.
         ProbeError: Nothing to measure.
         NonFiniteError: A prediction or a product is NaN or infinite.
         UnsupportedModelError: An unknown task, or a model that cannot be differentiated twice.
@@ -139,7 +143,7 @@ def hessian_trace(
         >>> trace.num_products, sorted(trace.per_group)
         (6, ['block.0', 'embeddings', 'head'])
     """
-    check_choice("method", method, METHODS)
+    check_hessian_trace(matrix=matrix, method=method, num_products=num_products, parameters=parameters)
     with curvature_matrix(model, batches, matrix=matrix, parameters=parameters, seed=seed, groups=groups) as whole:
         if num_products >= whole.size:
             method, estimate = "exact", exact(whole)
@@ -158,6 +162,7 @@ def hessian_trace(
             method=method,
             matrix=matrix,
             seed=seed,
+            num_empty=whole.num_empty,
         )
 
 
@@ -194,7 +199,7 @@ def hessian_top_eigenvalue(
 
     Raises:
         ConfigurationError: An unknown choice, no product or a negative tolerance, or no batch.
-        DataError: A batch is not usable.
+        DataError: A batch is not usable, or nothing is predicted for any example.
         ProbeError: Nothing to measure.
         NonFiniteError: A prediction or a product is NaN or infinite.
         UnsupportedModelError: An unknown task, or a model that cannot be differentiated twice.
@@ -208,10 +213,7 @@ def hessian_top_eigenvalue(
         >>> top.converged, top.residual <= 1e-3 * top.value
         (True, True)
     """
-    if num_products < 1:
-        raise ConfigurationError("The number of products is not usable.", got=num_products, allowed="1 or more")
-    if not tolerance >= 0:
-        raise ConfigurationError("The tolerance is not usable.", got=tolerance, allowed="0 or more")
+    check_hessian_top_eigenvalue(matrix=matrix, num_products=num_products, tolerance=tolerance, parameters=parameters)
     with curvature_matrix(model, batches, matrix=matrix, parameters=parameters, seed=seed) as whole:
         top = largest_eigenpair(whole, whole.start(), num_products, tolerance)
         return TopEigenvalue(
@@ -224,4 +226,29 @@ def hessian_top_eigenvalue(
             matrix=matrix,
             seed=seed,
             vector=whole.named(top.vector),
+            num_empty=whole.num_empty,
         )
+
+
+def check_hessian_trace(*, matrix: str, method: str, num_products: int, parameters: str) -> None:
+    """Refuse settings of `hessian_trace` that no model could be measured with.
+
+    Raises:
+        ConfigurationError: Naming the first of them.
+    """
+    check_choice("matrix", matrix, MATRICES)
+    check_choice("method", method, METHODS)
+    check_products(num_products, method)
+    check_choice("parameters", parameters, PARAMETER_CHOICES)
+
+
+def check_hessian_top_eigenvalue(*, matrix: str, num_products: int, tolerance: float, parameters: str) -> None:
+    """Refuse settings of `hessian_top_eigenvalue` that no model could be measured with.
+
+    Raises:
+        ConfigurationError: Naming the first of them.
+    """
+    check_choice("matrix", matrix, MATRICES)
+    check_count("num_products", num_products)
+    check_number("tolerance", tolerance, zero=True)
+    check_choice("parameters", parameters, PARAMETER_CHOICES)

@@ -19,6 +19,7 @@ _POSSIBLE = (None, "eager", "sdpa")
 _NOT_TWICE = ("derivative for", "differentiate twice", "double backward")
 # The code that the decorator wraps around a backward function: it tells whether one is decorated.
 _ONCE = once_differentiable(lambda ctx: None).__code__
+_FIX = "Measure the Fisher trace, which needs first derivatives only."
 
 
 @contextmanager
@@ -75,8 +76,12 @@ def _configs(model: nn.Module) -> list[Any]:
 
 
 @contextmanager
-def double_backward_explained(model: nn.Module) -> Iterator[None]:
+def double_backward_explained(model: nn.Module, fix: str = _FIX) -> Iterator[None]:
     """Turn torch's message about a missing second derivative into one that names the model.
+
+    Args:
+        model: What is differentiated.
+        fix: What the user can do about it.
 
     Raises:
         UnsupportedModelError: Instead of torch's RuntimeError.
@@ -89,15 +94,20 @@ def double_backward_explained(model: nn.Module) -> Iterator[None]:
         raise UnsupportedModelError(
             "An operation of this model cannot be differentiated twice.",
             got=f"{type(model).__name__}: {str(error).splitlines()[0]}",
-            fix="Measure the Fisher trace, which needs first derivatives only.",
+            fix=fix,
         ) from error
 
 
-def refuse_once_differentiable(outcome: Tensor, model: nn.Module) -> None:
+def refuse_once_differentiable(outcome: Tensor, model: nn.Module, fix: str = _FIX) -> None:
     """Refuse functions in the graph of ``outcome`` that are marked as differentiable once only.
 
     Where such a function does not lie on a path that needs its second derivative, torch does not complain but
     leaves out that part of the product.
+
+    Args:
+        outcome: What is differentiated.
+        model: What it is an outcome of, for the message.
+        fix: What the user can do about it.
 
     Raises:
         UnsupportedModelError: There is one.
@@ -110,7 +120,7 @@ def refuse_once_differentiable(outcome: Tensor, model: nn.Module) -> None:
             raise UnsupportedModelError(
                 "A function of this model is marked as differentiable once only.",
                 got=f"{node._forward_cls.__name__} in {type(model).__name__}",  # type: ignore[attr-defined]
-                fix="Measure the Fisher trace, which needs first derivatives only.",
+                fix=fix,
             )
         new = {following for following, _ in getattr(node, "next_functions", ()) if following is not None} - done
         done |= new

@@ -12,12 +12,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from hf_early_ood.errors import ConfigurationError, ProbeError
+from hf_early_ood.checks import PARAMETER_CHOICES, check_choice, check_count
+from hf_early_ood.errors import ProbeError
 from hf_early_ood.freezing import requires_grad_set
 from hf_early_ood.layers import LayerGroups
 from hf_early_ood.probes.batches import num_rows, num_sequences
 from hf_early_ood.probes.isolation import isolated
-from hf_early_ood.probes.likelihood import LABEL_CHOICES, Scorer, check_choice, likelihood_for
+from hf_early_ood.probes.likelihood import LABEL_CHOICES, Scorer, likelihood_for
 from hf_early_ood.probes.memory import in_pieces
 from hf_early_ood.probes.ranks import Share
 from hf_early_ood.probes.reference import loop_norms
@@ -55,6 +56,8 @@ def fisher_trace(
     end of an answer, a class for each token. Which tokens count is said by the labels (not -100), or without labels
     by the attention mask; causal models predict each token from the true ones before it. The losses of transformers
     are means over tokens, over start and end, or over 2 ||y - f||^2 / K: their gradients differ by that factor.
+    An example for which nothing is predicted (every label is -100) adds 0 to the mean and counts as an example;
+    ``num_empty`` says how many there are. A probe set of such examples only is refused.
 
     The model is put in eval mode for the measurement and left as it was, random states included. Where there is no
     memory for a batch, it is measured in halves.
@@ -83,7 +86,8 @@ def fisher_trace(
 
     Raises:
         ConfigurationError: An unknown choice, or no batch.
-        DataError: A batch is not usable, or ``"empirical"`` without usable labels.
+        DataError: A batch is not usable, nothing is predicted for any example, or ``"empirical"`` without usable
+            labels.
         ProbeError: Nothing to measure, examples that depend on each other, or no memory for one of them.
         NonFiniteError: A prediction or a gradient is NaN or infinite.
         UnsupportedModelError: A model without a known task.
@@ -97,10 +101,7 @@ def fisher_trace(
         >>> trace.num_examples, sorted(trace.per_group), trace.fallbacks
         (2, ['block.0', 'embeddings', 'head'], {})
     """
-    check_choice("labels", labels, LABEL_CHOICES)
-    check_choice("estimator", estimator, ESTIMATORS)
-    if num_draws < 1:
-        raise ConfigurationError("The number of sign draws is not usable.", got=num_draws, allowed="1 or more")
+    check_fisher_trace(labels=labels, parameters=parameters, estimator=estimator, num_draws=num_draws)
     scorer = Scorer(model, likelihood_for(model), labels)
     measured = Measured.of(model, parameters, groups)
     label_draws = torch.Generator("cpu").manual_seed(seed)
@@ -108,11 +109,12 @@ def fisher_trace(
     sign_draws = torch.Generator("cpu").manual_seed(seed ^ 0x5EED51)
     device = next(model.parameters()).device
     task: _Task | None = None
-    share = share or Share()
+    share, empty = share or Share(), 0
     units: dict[int, list[tuple[int, Tensor]]] = {}
     with isolated(model), torch.inference_mode(False), torch.enable_grad():
         for index, batch in enumerate(batches):
             rows = num_rows(batch, index)
+            empty += scorer.likelihood.num_empty(batch, labels)
             on_device = {key: value.to(device) for key, value in batch.items()}
             if task is None:
                 task = _Task.of(scorer, measured, estimator, num_draws, on_device)
@@ -129,7 +131,20 @@ def fisher_trace(
         estimator="exact" if estimator == "auto" else estimator,
         fallbacks=task.fallbacks if task is not None else {},
         seed=seed,
+        num_empty=empty,
     )
+
+
+def check_fisher_trace(*, labels: str, parameters: str, estimator: str, num_draws: int) -> None:
+    """Refuse settings of `fisher_trace` that no model could be measured with.
+
+    Raises:
+        ConfigurationError: Naming the first of them.
+    """
+    check_choice("labels", labels, LABEL_CHOICES)
+    check_choice("parameters", parameters, PARAMETER_CHOICES)
+    check_choice("estimator", estimator, ESTIMATORS)
+    check_count("num_draws", num_draws)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,33 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put values and identity of all buffers back at the end.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(2).train()
+        >>> with buffers_kept(norm):
+        ...     _ = norm(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        ...     print(norm.num_batches_tracked.item())
+        1
+        >>> norm.num_batches_tracked.item()
+        0
+    """
+    buffers = {module: dict(module._buffers) for module in model.modules()}
+    values = {b: b.detach().clone() for owned in buffers.values() for b in owned.values() if b is not None}
+    try:
+        yield
+    finally:
+        for module, owned in buffers.items():
+            module._buffers.clear()
+            module._buffers.update(owned)
+        with torch.no_grad():
+            for buffer, value in values.items():
+                if not torch.equal(buffer, value):  # batch norm writes without a new version number
+                    buffer.copy_(value)
+
+
+@contextmanager
 def isolated(model: nn.Module) -> Iterator[None]:
     """Put the model in eval mode inside the block and restore everything else a measurement may touch.
 
@@ -88,11 +115,9 @@ def isolated(model: nn.Module) -> Iterator[None]:
     training = {module: module.training for module in model.modules()}
     versions = {name: parameter._version for name, parameter in parameters.items()}
     gradients = {name: (p.grad, None if p.grad is None else p.grad._version) for name, p in parameters.items()}
-    buffers = {module: dict(module._buffers) for module in model.modules()}
-    values = {b: b.detach().clone() for owned in buffers.values() for b in owned.values() if b is not None}
     trainable = [name for name, parameter in parameters.items() if parameter.requires_grad]
     changed = []
-    with random_state_kept(), requires_grad_set(parameters, trainable):
+    with random_state_kept(), requires_grad_set(parameters, trainable), buffers_kept(model):
         try:
             model.eval()
             yield
@@ -104,13 +129,6 @@ def isolated(model: nn.Module) -> Iterator[None]:
                 if gradient is not None and gradient._version != version:
                     changed.append(f"{name}.grad")
                 parameter.grad = gradient
-            for module, owned in buffers.items():
-                module._buffers.clear()
-                module._buffers.update(owned)
-            with torch.no_grad():
-                for buffer, value in values.items():
-                    if not torch.equal(buffer, value):  # batch norm writes without a new version number
-                        buffer.copy_(value)
     # Reached only without an exception: one from the block must not be hidden behind this one.
     now = dict(model.named_parameters())
     changed += [n for n, p in parameters.items() if now.get(n) is not p or p._version != versions[n]]
@@ -124,7 +142,7 @@ def isolated(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def weights_kept(parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[str, Tensor]]:
+def weights_kept(parameters: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """Let a measurement overwrite weights inside the block, and put them back bit for bit after it.
 
     The copies are made on entry, on the devices of the parameters, and dropped at the end. Write to
@@ -132,7 +150,7 @@ def weights_kept(parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[str, T
     keeps for a graph that training may still want to go back through; both stay right, because the values do.
 
     Args:
-        parameters: Name to parameter, of those that will be overwritten.
+        parameters: Name to parameter (or buffer), of those that will be overwritten.
 
     Yields:
         Name to a copy of the weights, not to be changed.

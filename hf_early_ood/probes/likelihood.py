@@ -10,7 +10,7 @@ Notation: B examples, T positions, P predictions per example, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_early_ood.errors import ConfigurationError, DataError, NonFiniteError, UnsupportedModelError, did_you_mean
+from hf_early_ood.errors import DataError, NonFiniteError, UnsupportedModelError
+from hf_early_ood.probes.batches import num_rows
 from hf_early_ood.probes.outcomes import (
     IGNORED,
     LABEL_CHOICES,
@@ -45,7 +46,7 @@ __all__ = [
     "RegressionLikelihood",
     "Scorer",
     "TokenLikelihood",
-    "check_choice",
+    "count_empty",
     "likelihood_for",
     "sample_labels",
 ]
@@ -159,6 +160,15 @@ class TokenLikelihood(CategoricalLikelihood):
         predicted = self._aligned(mask, log_probs, 0) if given is None else given != IGNORED
         return predicted & mask if self.shifted else predicted
 
+    def answered(self, batch: Mapping[str, Tensor], labels: str) -> Tensor:
+        """Where there is any position with a label, or, without labels, any token that is predicted."""
+        keys = (*LABEL_KEYS, *([self.mask] if self.mask else []), "decoder_input_ids", "input_ids")
+        found = next((batch[key] for key in keys if key in batch and batch[key].dim() == 2), None)
+        if found is None:
+            return super().answered(batch, labels)
+        shaped = found[..., None]
+        return self.predicted(self.given(batch, shaped), batch, shaped).any(1)
+
     def _aligned(self, values: Tensor, log_probs: Tensor, nothing: int) -> Tensor:
         """(B, T): what each position predicts, ``nothing`` at the last one where they are shifted."""
         if values.is_floating_point() or values.shape != log_probs.shape[:2]:
@@ -193,6 +203,14 @@ class QuestionAnsweringLikelihood(CategoricalLikelihood):
             raise wrong_shape(pair[0], "whole numbers, one start and one end per example")
         given = torch.stack([p.reshape(-1) for p in pair], 1)
         return given.masked_fill(given >= log_probs.shape[-1], IGNORED)
+
+    def answered(self, batch: Mapping[str, Tensor], labels: str) -> Tensor:
+        """Where the start or the end of the answer is inside of the input, if they are the given ones."""
+        ids = next((batch[key] for key in ("input_ids", "inputs_embeds") if key in batch), None)
+        given = None
+        if ids is not None and labels == "empirical":
+            given = self.given(batch, ids.new_empty(len(ids), 0, ids.shape[1]))
+        return super().answered(batch, labels) if given is None else (given != IGNORED).any(1)
 
     def _required(self, given: Tensor | None, log_probs: Tensor) -> Tensor:
         if given is None:
@@ -299,16 +317,38 @@ class Scorer:
         return self.likelihood.scores(predictions, batch, self.labels, uniforms)
 
 
-def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Check that a setting is one of the allowed words.
+def count_empty(likelihood: Likelihood, batches: Iterable[Mapping[str, Tensor]], labels: str) -> int:
+    """Number of examples for which nothing is predicted: they add 0 to a mean over examples.
+
+    Args:
+        likelihood: Of the model's task.
+        batches: What to measure on.
+        labels: One of `LABEL_CHOICES`.
 
     Raises:
-        ConfigurationError: It is not.
+        DataError: There are no others, so that a measure would be 0 whatever the model is.
 
     Example:
-        >>> check_choice("labels", "sampled", LABEL_CHOICES)
+        >>> batch = {"input_ids": torch.ones(2, 3), "labels": torch.tensor([[1, 0, 2], [-100, -100, -100]])}
+        >>> count_empty(TokenLikelihood(), [batch], "sampled")
+        1
     """
-    if value not in allowed:
-        raise ConfigurationError(
-            f"Unknown {name}.", got=value, allowed=", ".join(allowed), fix=did_you_mean(str(value), allowed)
+    listed = list(batches)
+    empty = sum(likelihood.num_empty(batch, labels) for batch in listed)
+    check_not_all_empty(empty, sum(num_rows(batch, index) for index, batch in enumerate(listed)))
+    return empty
+
+
+def check_not_all_empty(empty: int, total: int) -> None:
+    """Refuse examples that are all empty; see `count_empty`.
+
+    Raises:
+        DataError: They are.
+    """
+    if empty and empty == total:
+        raise DataError(
+            "Nothing is predicted for any example, so that a measure would be 0 whatever the model is.",
+            got=f"{total} examples whose labels are all -100, or whose answers are all outside of the input",
+            allowed="at least one example with a label other than -100, or with its answer inside of the input",
+            fix="Look at how the labels were made: inputs that are cut too short lose their labels or their answers.",
         )

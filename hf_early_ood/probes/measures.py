@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,56 +11,118 @@ from torch import Tensor, nn
 
 from hf_early_ood.errors import ConfigurationError, did_you_mean
 from hf_early_ood.layers import LayerGroups
-from hf_early_ood.probes.curvature import hessian_top_eigenvalue, hessian_trace
-from hf_early_ood.probes.fisher import fisher_trace
+from hf_early_ood.probes.curvature import (
+    check_hessian_top_eigenvalue,
+    check_hessian_trace,
+    hessian_top_eigenvalue,
+    hessian_trace,
+)
+from hf_early_ood.probes.fisher import check_fisher_trace, fisher_trace
+from hf_early_ood.probes.gradients import (
+    check_fisher_trace_batch_mean,
+    check_gradient_norm,
+    fisher_trace_batch_mean,
+    gradient_norm,
+    relative_gradient_norm,
+)
+from hf_early_ood.probes.likelihood import Likelihood, count_empty
 from hf_early_ood.probes.ranks import Share
-from hf_early_ood.probes.sharpness import average_sharpness, worst_case_sharpness
+from hf_early_ood.probes.sharpness import (
+    average_sharpness,
+    check_average_sharpness,
+    check_worst_case_sharpness,
+    worst_case_sharpness,
+)
 
 MEASURES: dict[str, Callable[..., Any]] = {
     "fisher_trace": fisher_trace,
+    "fisher_trace_batch_mean": fisher_trace_batch_mean,
+    "gradient_norm": gradient_norm,
+    "relative_gradient_norm": relative_gradient_norm,
     "average_sharpness": average_sharpness,
     "worst_case_sharpness": worst_case_sharpness,
     "hessian_trace": hessian_trace,
     "gauss_newton_trace": partial(hessian_trace, matrix="gauss_newton"),
     "hessian_top_eigenvalue": hessian_top_eigenvalue,
 }
+# What the functions check their settings with.
+_CHECKS: dict[str, Callable[..., None]] = {
+    "fisher_trace": check_fisher_trace,
+    "fisher_trace_batch_mean": check_fisher_trace_batch_mean,
+    "gradient_norm": check_gradient_norm,
+    "relative_gradient_norm": check_gradient_norm,
+    "average_sharpness": check_average_sharpness,
+    "worst_case_sharpness": check_worst_case_sharpness,
+    "hessian_trace": check_hessian_trace,
+    "gauss_newton_trace": check_hessian_trace,
+    "hessian_top_eigenvalue": check_hessian_top_eigenvalue,
+}
 # Given by whoever measures, not by the settings of a measure.
 _OWN = ("model", "batches", "seed", "groups", "share")
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 
 
-def check_measures(measures: Iterable[str], settings: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse unknown measures and unknown settings of a measure.
+def check_measures(measures: Sequence[str], settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse unknown measures, and settings with which a measure would refuse to begin, whatever the model is.
+
+    Args:
+        measures: Names of measures, each once.
+        settings: Further arguments by measure.
 
     Raises:
-        ConfigurationError: Naming the closest known word.
+        ConfigurationError: Naming the measure, the setting and the closest known word.
 
     Example:
         >>> check_measures(["average_sharpness"], {"average_sharpness": {"rho": 0.05}})
+        >>> check_measures(["average_sharpness"], {"average_sharpness": {"rho": -1}})  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        hf_early_ood.errors.ConfigurationError: average_sharpness: rho is not usable. Got: -1. ...
     """
+    if isinstance(measures, str):
+        raise ConfigurationError("The measures are not a list of names.", got=repr(measures), fix=f"[{measures!r}]")
     chosen = list(measures)
     if not chosen:
         raise ConfigurationError("There is nothing to measure.", allowed=", ".join(MEASURES))
     for name in chosen:
         if name not in MEASURES:
-            raise ConfigurationError("Unknown measure.", got=name, fix=did_you_mean(name, MEASURES))
+            raise ConfigurationError("Unknown measure.", got=name, fix=did_you_mean(str(name), MEASURES))
+        if chosen.count(name) > 1:
+            raise ConfigurationError("A measure is named twice.", got=name, fix="Name it once.")
+    if not isinstance(settings, Mapping) or not all(isinstance(values, Mapping) for values in settings.values()):
+        raise ConfigurationError(
+            "The settings of measures are not usable.",
+            got=repr(settings),
+            allowed="a mapping from measures to their settings, such as {'average_sharpness': {'rho': 0.05}}",
+        )
     for name, values in settings.items():
         if name not in chosen:
             raise ConfigurationError("Settings for a measure that is not taken.", got=name, allowed=", ".join(chosen))
-        known = {key: value for key, value in inspect.signature(MEASURES[name]).parameters.items() if key not in _OWN}
-        for key, value in values.items():
+        known = _defaults(name)
+        for key in values:
             if key not in known:
                 raise ConfigurationError(f"Unknown setting of {name}.", got=key, fix=did_you_mean(str(key), known))
-            default = known[key].default
-            if default is None:
-                continue
-            fits = isinstance(value, bool) == isinstance(default, bool) and isinstance(value, type(default))
-            if not fits and not (type(default) is float and type(value) is int):
-                raise ConfigurationError(
-                    f"{key} of {name} is not usable.",
-                    got=repr(value),
-                    allowed=f"{_KINDS[type(default)]}, such as {default!r}",
-                )
+    for name in chosen:
+        try:
+            _CHECKS[name](**_all_settings(name, settings.get(name)))
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"{name}: {error.what}", got=error.got, allowed=error.allowed, fix=error.fix
+            ) from error
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    """The settings that a measure takes, with their defaults."""
+    parameters = inspect.signature(MEASURES[name]).parameters.items()
+    return {key: item.default for key, item in parameters if key not in _OWN and key not in _fixed(name)}
+
+
+def _all_settings(name: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {**_defaults(name), **(settings or {}), **_fixed(name)}
+
+
+def _fixed(name: str) -> Mapping[str, Any]:
+    """The settings that make a measure what it is."""
+    function = MEASURES[name]
+    return function.keywords if isinstance(function, partial) else {}
 
 
 def needs_labels(name: str, settings: Mapping[str, Any] | None = None) -> bool:
@@ -78,11 +140,45 @@ def needs_labels(name: str, settings: Mapping[str, Any] | None = None) -> bool:
         >>> needs_labels("average_sharpness"), needs_labels("gauss_newton_trace")
         (True, False)
     """
-    values = {key: item.default for key, item in inspect.signature(MEASURES[name]).parameters.items()}
-    values |= settings or {}
-    if "labels" in values:
-        return values["labels"] == "empirical"
-    return values.get("matrix", "hessian") == "hessian"
+    return labels_of(name, settings) == "empirical"
+
+
+def labels_of(name: str, settings: Mapping[str, Any] | None = None) -> str:
+    """Which y a measure is taken with: a word of `LABEL_CHOICES`.
+
+    Args:
+        name: A key of `MEASURES`.
+        settings: Its further arguments.
+
+    Example:
+        >>> labels_of("fisher_trace"), labels_of("average_sharpness"), labels_of("gauss_newton_trace")
+        ('sampled', 'empirical', 'expected')
+    """
+    values = _all_settings(name, settings)
+    # The Gauss-Newton matrix is the Fisher information with expected labels.
+    return values.get("labels", "expected" if values.get("matrix") == "gauss_newton" else "empirical")
+
+
+def check_examples(
+    likelihood: Likelihood,
+    batches: Iterable[Mapping[str, Tensor]],
+    measures: Sequence[str],
+    settings: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Refuse examples for which nothing is predicted, before a measure does.
+
+    Args:
+        likelihood: Of the model's task.
+        batches: What to measure on.
+        measures: Names of measures.
+        settings: Further arguments by measure.
+
+    Raises:
+        DataError: A measure would be 0 whatever the model is; see `count_empty`.
+    """
+    batches = list(batches)
+    for labels in dict.fromkeys(labels_of(name, settings.get(name)) for name in measures):
+        count_empty(likelihood, batches, labels)
 
 
 def measure(
@@ -97,8 +193,8 @@ def measure(
 ) -> dict[str, Any]:
     """Take one measure.
 
-    The curvature measures are taken of all batches on every rank: a product of theirs has as many numbers as the
-    measured parameters, and to add it up over ranks, once a product, would cost what sharing the batches saves.
+    The curvature measures and the gradient norm are taken of all batches on every rank: a product, or a gradient, has
+    as many numbers as the measured parameters, and to add it up over ranks would cost what sharing the batches saves.
 
     Args:
         name: A key of `MEASURES`.
@@ -117,11 +213,9 @@ def measure(
         ProbeError: The measure cannot be taken, or is not finite.
     """
     function, given = MEASURES[name], dict(settings or {})
-    if "groups" in inspect.signature(function).parameters:
-        given["groups"] = groups
-    if "share" in inspect.signature(function).parameters:
-        given["share"] = share
-    result = function(model, batches, seed=seed, **given).to_dict()
+    taken = inspect.signature(function).parameters
+    given.update({key: own for key, own in {"seed": seed, "groups": groups, "share": share}.items() if key in taken})
+    result = function(model, batches, **given).to_dict()
     value = result.pop("total") if "total" in result else result.pop("value")
     return {
         "measure": name,

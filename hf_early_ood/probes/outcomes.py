@@ -64,6 +64,19 @@ class Likelihood(ABC):
             ConfigurationError: A choice of labels that this task does not offer.
         """
 
+    def answered(self, batch: Mapping[str, Tensor], labels: str) -> Tensor:
+        """Examples (B,) for which anything is predicted: all, if the task does not say otherwise.
+
+        Args:
+            batch: The batch.
+            labels: One of `LABEL_CHOICES`.
+        """
+        return torch.ones(len(next(iter(batch.values()))), dtype=torch.bool, device="cpu")
+
+    def num_empty(self, batch: Mapping[str, Tensor], labels: str) -> int:
+        """Number of the other examples, which add 0 to a mean over examples; the arguments are those of `answered`."""
+        return int((~self.answered(batch, labels)).sum())
+
     def nll(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Negative log-likelihood (B,) of the labels in the batch, summed over the predictions of an example.
 
@@ -263,5 +276,7 @@ def _expected_scores(log_probs: Tensor, predicted: Tensor) -> list[Tensor]:
             allowed=f"{_MOST_EXPECTED} at most",
             fix="Use labels='sampled', which needs one.",
         )
+    if count == 0:
+        return [log_probs.flatten(1).sum(1) * 0.0]
     weighted = log_probs.detach().mul(0.5).exp() * log_probs
     return list(weighted.masked_fill(~predicted[..., None], 0.0)[:, somewhere].flatten(1).unbind(-1))

@@ -15,11 +15,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from hf_early_ood.checks import PARAMETER_CHOICES, check_choice
 from hf_early_ood.errors import ProbeError
 from hf_early_ood.probes.isolation import weights_kept
-from hf_early_ood.probes.likelihood import check_choice
 
-PARAMETER_CHOICES = ("trainable", "all")
 # Share of a perturbation's norm that rounding to the precision of the weights may take before it is an error.
 _LARGEST_ROUNDING = 0.2
 # Norms of longer float32 vectors lose digits on the CPU: 1e-3 for 20 million elements.

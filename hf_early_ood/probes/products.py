@@ -14,6 +14,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
+from hf_early_ood.checks import check_choice
 from hf_early_ood.errors import ConfigurationError, NonFiniteError, ProbeError
 from hf_early_ood.freezing import requires_grad_set
 from hf_early_ood.layers import LayerGroups
@@ -24,7 +25,7 @@ from hf_early_ood.probes.double_backward import (
     twice_differentiable_attention,
 )
 from hf_early_ood.probes.isolation import isolated
-from hf_early_ood.probes.likelihood import check_choice, likelihood_for
+from hf_early_ood.probes.likelihood import count_empty, likelihood_for
 from hf_early_ood.probes.outcomes import CategoricalLikelihood, Likelihood
 from hf_early_ood.probes.trace_estimation import Product
 from hf_early_ood.probes.trace_record import Measured
@@ -45,6 +46,7 @@ class CurvatureMatrix:
         size: P.
         num_groups: G.
         num_examples: N.
+        num_empty: Examples for which nothing is predicted (every label is -100), and which add 0.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class CurvatureMatrix:
     ) -> None:
         self.measured = measured
         self.num_examples = sum(num_rows(batch, index) for index, batch in enumerate(batches))
+        self.num_empty = count_empty(likelihood, batches, "empirical" if matrix == "hessian" else "expected")
         self.size = sum(parameter.numel() for parameter in measured.parameters.values())
         self.num_groups = len(measured.group_names)
         self._model, self._likelihood, self._batches = model, likelihood, batches
@@ -296,7 +299,7 @@ def curvature_matrix(
 
     Raises:
         ConfigurationError: An unknown choice, or no batch.
-        DataError: A batch is not usable.
+        DataError: A batch is not usable, or nothing is predicted for any example.
         ProbeError: Nothing to measure.
         UnsupportedModelError: An unknown task, or a model that cannot be differentiated twice.
 

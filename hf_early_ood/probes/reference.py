@@ -73,15 +73,16 @@ def fisher_trace_loop(
     measured = Measured.of(model, parameters, groups)
     generator = torch.Generator("cpu").manual_seed(seed)
     device = next(model.parameters()).device
-    units = []
+    units, empty = [], 0
     with isolated(model), torch.enable_grad(), requires_grad_set(dict(model.named_parameters()), measured.parameters):
         for index, batch in enumerate(batches):
             rows = num_rows(batch, index)
+            empty += scorer.likelihood.num_empty(batch, labels)
             uniforms = torch.rand(rows, generator=generator, dtype=torch.float64, device="cpu")
             on_device = {key: value.to(device) for key, value in batch.items()}
             norms = loop_norms(scorer, on_device, uniforms, measured.parameters, index)
             units.append((1, measured.add_up(norms, rows)))
-    return summarize(units, measured, labels=labels, estimator="loop", fallbacks={}, seed=seed)
+    return summarize(units, measured, labels=labels, estimator="loop", fallbacks={}, seed=seed, num_empty=empty)
 
 
 def squared_norm_of_mean_gradient(

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_early_ood.checks import PARAMETER_CHOICES, check_choice, check_count, check_flags, check_number
 from hf_early_ood.errors import ConfigurationError, NonFiniteError, ProbeError
 from hf_early_ood.freezing import requires_grad_set
 from hf_early_ood.probes.apgd import NORMS, Ball, Evaluate, Point, ascend
 from hf_early_ood.probes.batches import num_rows
 from hf_early_ood.probes.given_loss import GivenLoss, mean_loss
 from hf_early_ood.probes.isolation import isolated
-from hf_early_ood.probes.likelihood import check_choice
+from hf_early_ood.probes.likelihood import count_empty
 from hf_early_ood.probes.perturbation import PerturbedWeights, measured_parameters, noise, perturbed, squared_norm
 from hf_early_ood.probes.ranks import Share
 
@@ -55,6 +56,7 @@ class Sharpness:
             about sqrt(P) times as far as the worst case in L2.
         kind: "average" or "worst_case".
         settings: How it was measured.
+        num_empty: Examples for which nothing is predicted (every label is -100), and which add 0 to the loss.
     """
 
     value: float
@@ -66,6 +68,7 @@ class Sharpness:
     num_parameters: int
     kind: str
     settings: dict[str, Any]
+    num_empty: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain JSON types."""
@@ -118,7 +121,7 @@ def average_sharpness(
 
     Raises:
         ConfigurationError: A setting is not usable, or there is no batch.
-        DataError: A batch or its labels are not usable.
+        DataError: A batch or its labels are not usable, or nothing is predicted for any example.
         NonFiniteError: A loss is NaN or infinite.
         ProbeError: Nothing to perturb, or a perturbation that the weights cannot hold.
         UnsupportedModelError: A task without a known likelihood.
@@ -133,13 +136,20 @@ def average_sharpness(
         >>> sharpness.num_examples, sharpness.settings["num_draws"], abs(sharpness.value) < 0.1
         (2, 4, True)
     """
-    _check_positive("rho", rho)
-    _check_count("num_draws", num_draws)
+    check_average_sharpness(
+        rho=rho,
+        num_draws=num_draws,
+        adaptive=adaptive,
+        normalize_logits=normalize_logits,
+        antithetic=antithetic,
+        parameters=parameters,
+    )
     signs = 2 if antithetic else 1
     units = math.ceil(num_draws / signs)
     loss = GivenLoss.of(model, normalize_logits)
     measured = measured_parameters(model, parameters)
     data, sizes = _materialized(batches)
+    empty = count_empty(loss.likelihood, data, "empirical")
     share = share or Share()
     own = {index: batch for index, batch in enumerate(data) if index in share}
     rises: list[list[float]] = []  # of each unit: the rise of every batch of the share
@@ -187,6 +197,7 @@ def average_sharpness(
             "parameters": parameters,
             "seed": seed,
         },
+        num_empty=empty,
     )
 
 
@@ -236,7 +247,7 @@ def worst_case_sharpness(
 
     Raises:
         ConfigurationError: A setting is not usable, or there is no batch.
-        DataError: A batch or its labels are not usable.
+        DataError: A batch or its labels are not usable, or nothing is predicted for any example.
         NonFiniteError: A loss or a gradient is NaN or infinite.
         ProbeError: Nothing to perturb, a perturbation that the weights cannot hold, or no gradient to follow.
         UnsupportedModelError: A task without a known likelihood.
@@ -251,12 +262,19 @@ def worst_case_sharpness(
         >>> sharpness.value > 0, sharpness.batch_sizes
         (True, (2,))
     """
-    _check_positive("rho", rho)
-    _check_count("steps", steps)
-    check_choice("norm", norm, NORMS)
+    check_worst_case_sharpness(
+        rho=rho,
+        norm=norm,
+        steps=steps,
+        adaptive=adaptive,
+        normalize_logits=normalize_logits,
+        random_start=random_start,
+        parameters=parameters,
+    )
     loss = GivenLoss.of(model, normalize_logits)
     measured = measured_parameters(model, parameters)
     data, sizes = _materialized(batches)
+    empty = count_empty(loss.likelihood, data, "empirical")
     ball = Ball(norm, rho)
     share = share or Share()
     losses: dict[int, tuple[float, float]] = {}  # of each batch of the share: at w, and the largest found
@@ -269,6 +287,9 @@ def worst_case_sharpness(
     ):
         for index, batch in enumerate(data):
             if index not in share:
+                continue
+            if not bool(loss.likelihood.answered(batch, "empirical").any()):
+                losses[index] = 0.0, 0.0  # the loss is 0 everywhere
                 continue
             start, clean = weights.zero(), None
             if random_start:
@@ -300,7 +321,44 @@ def worst_case_sharpness(
             "parameters": parameters,
             "seed": seed,
         },
+        num_empty=empty,
     )
+
+
+def check_average_sharpness(
+    *, rho: float, num_draws: int, adaptive: bool, normalize_logits: bool, antithetic: bool, parameters: str
+) -> None:
+    """Refuse settings of `average_sharpness` that no model could be measured with.
+
+    Raises:
+        ConfigurationError: Naming the first of them.
+    """
+    check_number("rho", rho)
+    check_count("num_draws", num_draws)
+    check_flags(adaptive=adaptive, normalize_logits=normalize_logits, antithetic=antithetic)
+    check_choice("parameters", parameters, PARAMETER_CHOICES)
+
+
+def check_worst_case_sharpness(
+    *,
+    rho: float,
+    norm: str,
+    steps: int,
+    adaptive: bool,
+    normalize_logits: bool,
+    random_start: bool,
+    parameters: str,
+) -> None:
+    """Refuse settings of `worst_case_sharpness` that no model could be measured with.
+
+    Raises:
+        ConfigurationError: Naming the first of them.
+    """
+    check_number("rho", rho)
+    check_choice("norm", norm, NORMS)
+    check_count("steps", steps)
+    check_flags(adaptive=adaptive, normalize_logits=normalize_logits, random_start=random_start)
+    check_choice("parameters", parameters, PARAMETER_CHOICES)
 
 
 def _objective(
@@ -374,13 +432,3 @@ def _materialized(batches: Iterable[Batch]) -> tuple[list[Batch], list[int]]:
 
 def _weighted(values: Sequence[float], sizes: Sequence[int]) -> float:
     return math.fsum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
-        raise ConfigurationError(f"{name} is not usable.", got=value, allowed="a finite number above 0")
-
-
-def _check_count(name: str, value: int) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise ConfigurationError(f"{name} is not usable.", got=value, allowed="a whole number, 1 or more")

@@ -13,11 +13,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hf_early_ood.checks import check_count
 from hf_early_ood.errors import ConfigurationError
 
 Product = Callable[[Tensor], Tensor]
 # Relative length below which what is left of a vector counts as rounding, in units of the precision.
 _ROUNDING = 100
+LEAST_PRODUCTS = {"hutch++": 4, "hutchinson": 2}
 
 
 class SymmetricMatrix(Protocol):
@@ -104,7 +106,7 @@ def hutchinson(matrix: SymmetricMatrix, num_products: int) -> TraceEstimate:
     Raises:
         ConfigurationError: Too few products for a standard error.
     """
-    _at_least(2, num_products, "hutchinson")
+    check_products(num_products, "hutchinson")
     samples = torch.zeros(num_products, matrix.num_groups, dtype=torch.float64)
     for product in matrix.terms():
         for index in range(num_products):
@@ -140,7 +142,7 @@ def hutch_plus_plus(matrix: SymmetricMatrix, num_products: int) -> TraceEstimate
     Raises:
         ConfigurationError: Too few products for a standard error.
     """
-    _at_least(4, num_products, "hutch++")
+    check_products(num_products, "hutch++")
     num_sketched = num_products // 3
     num_samples = num_products - 2 * num_sketched
     basis = orthonormal(matrix, _sketch(matrix, num_sketched))
@@ -220,10 +222,20 @@ def length(matrix: SymmetricMatrix, vector: Tensor) -> float:
     return math.sqrt(float(matrix.dot(vector, vector).sum()))
 
 
-def _at_least(least: int, num_products: int, method: str) -> None:
-    if num_products < least:
+def check_products(num_products: int, method: str) -> None:
+    """Refuse fewer products than an estimate with a standard error takes.
+
+    Args:
+        num_products: m.
+        method: ``"hutch++"`` or ``"hutchinson"``.
+
+    Raises:
+        ConfigurationError: Too few of them, or not a whole number.
+    """
+    check_count("num_products", num_products, least=0)
+    if num_products < LEAST_PRODUCTS[method]:
         raise ConfigurationError(
             "There are too few products for an estimate with a standard error.",
             got=f"num_products={num_products}",
-            allowed=f"{least} or more with method={method!r}",
+            allowed=f"{LEAST_PRODUCTS[method]} or more with method={method!r}",
         )

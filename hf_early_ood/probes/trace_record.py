@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_early_ood.checks import PARAMETER_CHOICES, check_choice
 from hf_early_ood.errors import ConfigurationError, NonFiniteError, ProbeError
 from hf_early_ood.layers import LayerGroups, find_layer_groups
-from hf_early_ood.probes.likelihood import check_choice
-
-PARAMETER_CHOICES = ("trainable", "all")
+from hf_early_ood.probes.likelihood import check_not_all_empty
 
 
 @dataclass(frozen=True)
@@ -29,13 +28,14 @@ class FisherTrace:
         per_group: Layer group to its part of the total; only groups with measured parameters. Sums to ``total``.
         normalized: ``total / num_parameters``.
         num_parameters: Number of measured scalar parameters.
-        num_examples: Number of examples.
+        num_examples: Number of examples N.
         standard_error: Of ``total``, over examples (over batches, where signs mix the examples of a batch);
             None where there is only one of them.
         labels: How y was chosen.
         estimator: What measured every parameter that is not in ``fallbacks``.
         fallbacks: Parameter name to the other estimator that measured it.
         seed: Seed of the label draws and of the signs.
+        num_empty: Examples of the N for which nothing is predicted, and which add 0.
     """
 
     total: float
@@ -48,6 +48,7 @@ class FisherTrace:
     estimator: str
     fallbacks: dict[str, str] = field(default_factory=dict)
     seed: int = 0
+    num_empty: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain JSON types."""
@@ -112,6 +113,7 @@ def summarize(
     estimator: str,
     fallbacks: Mapping[str, str],
     seed: int,
+    num_empty: int = 0,
 ) -> FisherTrace:
     r"""Mean and standard error from sums over units, where a unit is an example or a batch.
 
@@ -125,9 +127,11 @@ def summarize(
         estimator: For the record.
         fallbacks: For the record.
         seed: For the record.
+        num_empty: Examples for which nothing is predicted.
 
     Raises:
         ConfigurationError: There is no example.
+        DataError: Nothing is predicted for any example.
         NonFiniteError: A gradient is not finite.
     """
     pairs = list(units)
@@ -142,6 +146,7 @@ def summarize(
             fix="The gradients overflow: measure the model in float32 or bfloat16.",
         )
     num_examples = int(sizes.sum())
+    check_not_all_empty(num_empty, num_examples)
     per_group = (sums.sum(0) / num_examples).tolist()
     total = math.fsum(per_group)
     error = None
@@ -160,6 +165,7 @@ def summarize(
         estimator=estimator,
         fallbacks=dict(fallbacks),
         seed=seed,
+        num_empty=num_empty,
     )
 
 

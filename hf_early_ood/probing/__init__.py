@@ -2,7 +2,16 @@
 
 from hf_early_ood.probing.loading import load_saved_model
 from hf_early_ood.probing.measuring import probe_model
+from hf_early_ood.probing.plan import ProbePlan
 from hf_early_ood.probing.request import ProbeReport, ProbeRequest
 from hf_early_ood.probing.series import check_probe, probe_checkpoints
 
-__all__ = ["ProbeReport", "ProbeRequest", "check_probe", "load_saved_model", "probe_checkpoints", "probe_model"]
+__all__ = [
+    "ProbePlan",
+    "ProbeReport",
+    "ProbeRequest",
+    "check_probe",
+    "load_saved_model",
+    "probe_checkpoints",
+    "probe_model",
+]

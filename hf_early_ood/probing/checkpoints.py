@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from os import PathLike, fspath
 from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -12,7 +13,7 @@ from hf_early_ood import names
 from hf_early_ood.bundled import BUNDLED_PREFIX, resolve_model
 from hf_early_ood.checkpoints import checkpoints, completed_updates, step_of
 from hf_early_ood.errors import DataError
-from hf_early_ood.folders import sha256
+from hf_early_ood.folders import known_sha256
 from hf_early_ood.results import read_run
 
 logger = logging.getLogger(__name__)
@@ -30,20 +31,38 @@ class SavedModel:
         step: Completed updates; 0 where they are not known.
         path: A folder, ``bundled:all-MiniLM-L6-v2``, or a name on the Hub.
         name: What a reader calls it.
+        step_known: Whether ``step`` is known.
     """
 
     step: int
     path: str
     name: str
-
-    def weights_sha256(self) -> str | None:
-        """Hash of the weight files; None if there are none on this machine."""
-        files = {file for pattern in _WEIGHTS for file in Path(resolve_model(self.path)).glob(pattern)}
-        found = sorted(file for file in files if file.name not in _NO_WEIGHTS)
-        return sha256(*found) if found else None
+    step_known: bool = True
 
 
-def find_saved_models(name: str) -> tuple[SavedModel, ...]:
+def weights_sha256(path: str) -> str | None:
+    """Hash of the weight files of a saved model; None if there are none on this machine.
+
+    Example:
+        >>> weights_sha256("a/name-on-the-hub") is None
+        True
+    """
+    files = {file for pattern in _WEIGHTS for file in Path(resolve_model(path)).glob(pattern)}
+    found = sorted(file for file in files if file.name not in _NO_WEIGHTS)
+    return known_sha256(*found) if found else None  # many adapters have one base model
+
+
+def is_on_this_machine(path: str | PathLike[str]) -> bool:
+    """Whether a model is a folder or comes with the package, rather than being on the Hub.
+
+    Example:
+        >>> is_on_this_machine("bundled:all-MiniLM-L6-v2"), is_on_this_machine("a/name-on-the-hub")
+        (True, False)
+    """
+    return fspath(path).startswith(BUNDLED_PREFIX) or Path(path).expanduser().exists()
+
+
+def find_saved_models(path: str | PathLike[str]) -> tuple[SavedModel, ...]:
     """The models that a path or a name stands for, by update.
 
     A folder with ``checkpoint-<step>`` folders is a series; in the output folder of a recipe, so is the final
@@ -51,7 +70,7 @@ def find_saved_models(name: str) -> tuple[SavedModel, ...]:
     ``trainer_state.json`` or from its name.
 
     Args:
-        name: A folder, ``bundled:all-MiniLM-L6-v2``, or a name on the Hub.
+        path: A folder, ``bundled:all-MiniLM-L6-v2``, or a name on the Hub.
 
     Raises:
         DataError: A folder that is not there, or that holds no model.
@@ -60,11 +79,12 @@ def find_saved_models(name: str) -> tuple[SavedModel, ...]:
         >>> find_saved_models("distilbert/distilbert-base-uncased")[0].step
         0
     """
+    name = fspath(path)
     folder = Path(name).expanduser()
     if name.startswith(BUNDLED_PREFIX) or not folder.exists():
         if name.startswith((".", "/", "~")):
             raise DataError("There is no such folder.", got=name, fix="Check the path.")
-        return (SavedModel(0, name, name),)
+        return (SavedModel(0, name, name, step_known=False),)
     if not folder.is_dir():
         raise DataError("A saved model is a folder.", got=name, fix="Give the folder that the file is in.")
     models = {step: SavedModel(step, str(path), path.name) for step, path in checkpoints(folder).items()}
@@ -76,7 +96,8 @@ def find_saved_models(name: str) -> tuple[SavedModel, ...]:
             logger.info("%s holds a model beside its checkpoints; only the checkpoints are measured.", folder)
         return tuple(models[step] for step in sorted(models))
     if _holds_model(folder):
-        return (SavedModel(_step(folder), str(folder), folder.resolve().name),)
+        step = _step(folder)
+        return (SavedModel(step or 0, str(folder), folder.resolve().name, step_known=step is not None),)
     entries = sorted(path.name for path in folder.iterdir())
     shown = ", ".join(entries[:8]) + (", ..." if len(entries) > 8 else "")
     raise DataError(
@@ -103,6 +124,7 @@ def _final_model(folder: Path) -> SavedModel | None:
     return SavedModel(record.training.updates, str(path), path.name)
 
 
-def _step(folder: Path) -> int:
+def _step(folder: Path) -> int | None:
     """Completed updates of one saved model, as far as it says."""
-    return completed_updates(folder) or step_of(folder.resolve()) or 0
+    completed = completed_updates(folder)
+    return step_of(folder.resolve()) if completed is None else completed

@@ -29,10 +29,10 @@ from hf_early_ood.probes.likelihood import (
     TokenLikelihood,
     likelihood_for,
 )
-from hf_early_ood.probes.measures import needs_labels
+from hf_early_ood.probes.measures import check_examples, needs_labels
 from hf_early_ood.probing.loading import Blueprint, class_names
 from hf_early_ood.probing.request import ProbeRequest
-from hf_early_ood.sources import column_names, read_source
+from hf_early_ood.sources import check_columns, column_names, read_source
 from hf_early_ood.tasks.sequence_classification import (
     IGNORED_LABEL,
     check_max_length,
@@ -78,7 +78,8 @@ def make_probe_set(request: ProbeRequest, blueprint: Blueprint, tokenizer_name: 
     probe_set = ProbeSet.from_dataset(
         dataset, collate, size=request.size, batch_size=request.batch_size, seed=request.seed
     )
-    known = getattr(blueprint.empty().get_input_embeddings(), "num_embeddings", None)
+    empty = blueprint.empty()
+    known = getattr(empty.get_input_embeddings(), "num_embeddings", None)
     largest = max(int(batch[INPUT_IDS].max()) for batch in probe_set)
     if known is not None and largest >= known:
         raise DataError(
@@ -87,7 +88,55 @@ def make_probe_set(request: ProbeRequest, blueprint: Blueprint, tokenizer_name: 
             allowed=f"0 to {known - 1}",
             fix="Use the tokenizer of this model.",
         )
+    check_examples(likelihood_for(empty), probe_set, request.measures, request.settings)
     return probe_set
+
+
+def load_texts(
+    request: ProbeRequest, label: str | None, label_names: Sequence[str] | None = None, owner: str = "the model"
+) -> Dataset:
+    """The texts that are asked for, perhaps with their labels.
+
+    Args:
+        request: What is asked for.
+        label: Column of the labels; None: without.
+        label_names: Label of each class; None: as the data says.
+        owner: Whose these are, for messages.
+
+    Raises:
+        DataError: Something is not there, or not usable.
+    """
+    text = request.text or TEXT
+    wanted = [column for column in (text, request.text_pair, label) if column is not None]
+    _check_columns(request, wanted)
+    return load_split(
+        request.data,
+        text=text,
+        text_pair=request.text_pair,
+        label=label,
+        label_names=label_names,
+        label_owner=owner,
+        label_fix=f"Write the labels as {owner} does, or leave these examples out, or give the label of each class, as"
+        " the data writes it, with --label-names.",
+    )
+
+
+def _check_columns(request: ProbeRequest, wanted: Sequence[str]) -> None:
+    if not request.data.is_bundled:  # that has its own
+        check_columns(column_names(request.data), wanted, "Name the columns with --text, --text-pair and --label.")
+
+
+def _refuse_without_effect(request: ProbeRequest, why: str, *keys: str) -> None:
+    """Refuse options that would be recorded as if they had decided something.
+
+    Raises:
+        ConfigurationError: Naming those that are given.
+    """
+    given = {key: getattr(request, key) for key in keys if getattr(request, key) is not None}
+    if given:
+        options = " and ".join(f"--{key.replace('_', '-')}" for key in given)
+        got = ", ".join(f"{key}={value}" for key, value in given.items())
+        raise ConfigurationError(f"{options} would have no effect: {why}.", got=got, fix="Leave it out.")
 
 
 class TokenizedTexts(torch.utils.data.Dataset[dict[str, Any]]):
@@ -172,13 +221,13 @@ def _padded(name: str, rows: Sequence[np.ndarray], fill: int) -> Tensor:
 
 
 def _tokenized_data(request: ProbeRequest, blueprint: Blueprint) -> Any:
+    _refuse_without_effect(
+        request,
+        "the data is tokenized, and its columns have the names that the model takes",
+        *("text", "text_pair", "label", "max_length", "tokenizer"),
+        *([] if request.allow_new_head else ["label_names"]),
+    )
     columns = taken_columns(blueprint.model_class.forward, column_names(request.data))
-    if request.label not in (None, *LABEL_COLUMNS):
-        raise DataError(
-            "Tokenized data has its labels under the name that the model takes.",
-            got=f"label={request.label}",
-            fix="Leave it out, and rename the column in the data if it has another name.",
-        )
     likelihood = likelihood_for(blueprint.empty())
     causal = isinstance(likelihood, TokenLikelihood) and likelihood.shifted
     wanted = _ANSWER_SPAN if isinstance(likelihood, QuestionAnsweringLikelihood) else (LABELS,)
@@ -263,32 +312,31 @@ def _tokenizer(request: ProbeRequest, blueprint: Blueprint, name: str | None) ->
 
 def _texts(request: ProbeRequest, blueprint: Blueprint, tokenizer: PreTrainedTokenizerBase) -> TokenizedTexts:
     spec, config = request.data, blueprint.config
-    if spec.is_bundled and (request.text != TEXT or request.label not in (None, LABEL)):
+    if spec.is_bundled and (request.text not in (None, TEXT) or request.label not in (None, LABEL)):
         raise DataError(
             f"{spec.source} has its own columns.",
-            got=f"text={request.text}, label={request.label or LABEL}",
+            got=f"text={request.text or TEXT}, label={request.label or LABEL}",
             allowed=f"text={TEXT}, label={LABEL}",
             fix="Leave them out.",
         )
     columns = column_names(spec)
     max_length = request.max_length or min(DataConfig.max_length, tokenizer.model_max_length)
     label = request.label or LABEL
-
-    def load(label: str | None, label_names: Sequence[str] | None = None) -> Dataset:
-        return load_split(spec, text=request.text, text_pair=request.text_pair, label=label, label_names=label_names)
-
     if _is_causal(blueprint):
-        if request.label is not None:
-            raise ConfigurationError("The labels of a language model are its tokens.", got=f"label={label}")
-        return TokenizedTexts(load(None), None, tokenizer, max_length, as_labels=True)
+        _refuse_without_effect(request, "the labels of a language model are its tokens", "label", "label_names")
+        return TokenizedTexts(load_texts(request, None), None, tokenizer, max_length, as_labels=True)
     needed = any(needs_labels(name, request.settings.get(name)) for name in request.measures)
     if label not in columns and request.label is None:
         _check_needed(request, (label,), columns, "Name the column of the labels with --label.", always=False)
     if request.label is None and not needed:
-        return TokenizedTexts(load(None), None, tokenizer, max_length)
+        if not request.allow_new_head:
+            _refuse_without_effect(request, "no measure needs labels", "label_names")
+        return TokenizedTexts(load_texts(request, None), None, tokenizer, max_length)
     likelihood = likelihood_for(blueprint.empty())
     if isinstance(likelihood, RegressionLikelihood):
-        texts = load(None)
+        _refuse_without_effect(request, "the labels of a regression are numbers", "label_names")
+        texts = load_texts(request, None)
+        _check_columns(request, [label])
         return TokenizedTexts(texts, _numbers(request, label), tokenizer, max_length)
     if not isinstance(likelihood, ClassificationLikelihood):
         raise DataError(
@@ -296,7 +344,9 @@ def _texts(request: ProbeRequest, blueprint: Blueprint, tokenizer: PreTrainedTok
             got=f"problem_type={config.problem_type}",
             fix=f"Give tokenized data: {INPUT_IDS}, {_ATTENTION_MASK} and {LABELS}.",
         )
-    split = load(label, _label_names(request, config, label))
+    _check_columns(request, [label])
+    owner = "the model" if request.label_names is None else "--label-names"
+    split = load_texts(request, label, _label_names(request, config, label), owner)
     return TokenizedTexts(split, split[LABEL][:], tokenizer, max_length)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -52,6 +52,7 @@ class Blueprint:
         weights: Where the weights are: of the base model, for an adapter.
         adapter: Where the adapter is; None: a full model.
         revision: On the Hub, of what was asked for.
+        base_revision: On the Hub, of the base model, as the adapter says.
     """
 
     name: str
@@ -60,6 +61,12 @@ class Blueprint:
     weights: str
     adapter: str | None
     revision: str | None
+    base_revision: str | None = field(default=None, kw_only=True)
+
+    @property
+    def base(self) -> str | None:
+        """Where the model is that the adapter was put on; None: this is no adapter."""
+        return self.weights if self.adapter is not None else None
 
     def empty(self) -> PreTrainedModel:
         """The architecture on the meta device, without weights: to ask what it predicts and takes."""
@@ -72,10 +79,10 @@ class Blueprint:
             UnsupportedModelError: A file is missing or broken, or a weight is not in it.
         """
         model_class: Any = self.model_class
-        revision = {"revision": self.revision} if self.revision is not None and self.adapter is None else {}
-        with _readable("model", self.name), _quiet():
+        revision = self.revision if self.adapter is None else self.base_revision
+        with self._readable_weights(), _quiet():
             model, loaded = model_class.from_pretrained(
-                self.weights, config=self.config, dtype=dtype, output_loading_info=True, **revision
+                self.weights, config=self.config, dtype=dtype, output_loading_info=True, revision=revision
             )
         missing = set(loaded["missing_keys"])
         if self.adapter is not None:
@@ -83,6 +90,11 @@ class Blueprint:
         else:
             self._refuse(missing)
         return model.to(device).eval()
+
+    def _readable_weights(self) -> AbstractContextManager[None]:
+        if self.adapter is None:
+            return _readable("model", self.name)
+        return _readable_base(self.name, self.weights)
 
     def _adapted(self, base: PreTrainedModel, adapter: str, missing: set[str]) -> PeftModel:
         """The adapter on its base model; it may bring the head that the base lacks."""
@@ -238,7 +250,9 @@ def _read_adapter(name: str, path: str, revision: str | None) -> Blueprint:
             got=f"{name} without base_model_name_or_path",
             fix="Set it in adapter_config.json.",
         )
-    config = AutoConfig.from_pretrained(base)
+    base_revision = adapter.revision
+    with _readable_base(name, base):
+        config = AutoConfig.from_pretrained(base, revision=base_revision)
     if adapter.task_type in _AUTO_CLASSES:
         with torch.device("meta"):
             model_class = type(_AUTO_CLASSES[adapter.task_type].from_config(config))
@@ -249,7 +263,7 @@ def _read_adapter(name: str, path: str, revision: str | None) -> Blueprint:
     num_labels = _num_labels(model_class, config, weights)
     if num_labels is not None and num_labels != config.num_labels:
         config.num_labels = num_labels
-    blueprint = Blueprint(name, model_class, config, base, path, revision)
+    blueprint = Blueprint(name, model_class, config, base, path, revision, base_revision=base_revision)
     likelihood_for(blueprint.empty())
     return blueprint
 
@@ -286,6 +300,11 @@ def _readable(what: str, name: str) -> Iterator[None]:
         raise
     except _BROKEN as error:
         raise not_loaded(what, name, error) from error
+
+
+def _readable_base(adapter: str, base: str) -> AbstractContextManager[None]:
+    """The same for the model that an adapter was put on, which it names as it was called where it was trained."""
+    return _readable(f"base model of the adapter {adapter}", base)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import nn
 
 from hf_early_ood import names
 from hf_early_ood.callbacks.measuring import check_deterministic, measure_in_training
+from hf_early_ood.checks import PARAMETER_CHOICES, check_choice, check_count
 from hf_early_ood.freezing import requires_grad_set
 from hf_early_ood.layers import find_layer_groups
 from hf_early_ood.probes.batches import ProbeSet
@@ -42,8 +43,8 @@ def probe_model(
         (NaN or infinity, no memory) has None as value and says why in ``details["error"]``.
 
     Raises:
-        ConfigurationError: An unknown measure or setting.
-        DataError: The probe set does not fit the model.
+        ConfigurationError: An unknown measure or setting, or a value that is not usable.
+        DataError: The probe set does not fit the model, or nothing is predicted for any example.
         ProbeError: The model answers differently when asked twice.
         UnsupportedModelError: A task without a known likelihood.
 
@@ -59,6 +60,8 @@ def probe_model(
         ('fisher_trace', ['block.0', 'embeddings', 'head'])
     """
     check_measures(measures, settings or {})
+    check_count("seed", seed, least=0)
+    check_choice("parameters", parameters, PARAMETER_CHOICES)
     return list(measurements(model, probe_set, measures, settings or {}, seed, parameters, step))
 
 
@@ -72,7 +75,7 @@ def measurements(
     step: int,
 ) -> Iterator[dict[str, Any]]:
     """What `probe_model` returns, one by one."""
-    check_deterministic(model, probe_set)
+    check_deterministic(model, probe_set, measures, settings)
     floating = {name: p for name, p in model.named_parameters() if p.is_floating_point()}
     # Of a PEFT model, only what requires a gradient is put into groups.
     with requires_grad_set(floating, floating) if parameters == "all" else nullcontext():

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,11 @@ import torch
 
 from hf_early_ood import names
 from hf_early_ood.atomic import write_json
-from hf_early_ood.dynamics import measurement_of, read_dynamics
+from hf_early_ood.dynamics import measurement_of, read_dynamics, read_records
 from hf_early_ood.environment import capture_environment, timestamp
 from hf_early_ood.errors import ResumeError
-from hf_early_ood.folders import check_writable, differing_keys, is_free
+from hf_early_ood.folders import check_writable, differing_keys, is_free, writing
 from hf_early_ood.probes.batches import ProbeSet
-from hf_early_ood.probing.checkpoints import SavedModel
 from hf_early_ood.probing.request import ProbedModel, ProbeReport, ProbeRequest, read_probe_file
 
 SOURCE = "probe"  # who wrote a line of the series
@@ -32,58 +30,96 @@ class Held:
         records: Lines of the series that have a value; what failed is measured again.
         models: Step -> model that these are of.
         started: When the first of them was made; None: there are none.
+        fingerprint: Of the examples that they are of.
     """
 
     records: tuple[dict[str, Any], ...] = ()
     models: Mapping[int, ProbedModel] = field(default_factory=dict)
     started: str | None = None
+    fingerprint: str | None = None
 
 
-def claim(folder: Path, request: ProbeRequest, models: Sequence[SavedModel], probe_set: ProbeSet) -> Held:
-    """Make sure that a folder is free or belongs to this very measurement, and read what it holds.
+def read_held(folder: Path | None, request: ProbeRequest) -> tuple[ProbeRequest, Held]:
+    """Make sure that a folder is free or belongs to this measurement, and read what it holds.
 
-    Measurements of checkpoints that are gone by now stay.
+    A folder can be given further measures; in all else, the settings of the measures that it has included, it must
+    have been made by the same request. Measurements of checkpoints that are gone by now stay.
+
+    Args:
+        folder: The output folder; None: nothing is written.
+        request: What is asked for.
+
+    Returns:
+        The request with the measures that the folder has values of before those that are asked for, and these values.
 
     Raises:
-        ResumeError: The folder holds something else, or was made from other examples or weights.
+        ConfigurationError: The folder cannot be written.
+        ResumeError: It holds something else.
     """
+    if folder is None:
+        return request, Held()
     check_writable(folder)
     if is_free(folder):
-        return Held()
+        return request, Held()
     if not (folder / names.PROBE_FILE).is_file():
         raise ResumeError(
             "The output folder is not empty and holds no measurement of saved models.", got=folder, fix=_FIX
         )
     saved = read_probe_file(folder / names.PROBE_FILE)
-    known = {item["step"]: ProbedModel(**item) for item in saved["models"]}
+    known: dict[int, ProbedModel] = {model.step: model for model in saved["models"]}
     records = tuple(item for item in _values(folder / names.DYNAMICS_FILE) if item["step"] in known)
     if not records:  # nothing is lost
-        return Held()
-    differing = differing_keys(saved["request"], request.to_dict())
+        return request, Held()
+    before = saved["request"]
+    has = [measure for measure in before["measures"] if any(item["measure"] == measure for item in records)]
+    again = [measure for measure in has if measure in request.measures]
+
+    def in_common(asked: Mapping[str, Any]) -> dict[str, Any]:
+        settings = {measure: asked["settings"].get(measure, {}) for measure in again}
+        return {**asked, "measures": None, "settings": settings}
+
+    differing = differing_keys(in_common(before), in_common(request.to_dict()))
     if differing:
         raise ResumeError(
             "The output folder belongs to another measurement.",
             got=f"{folder}, which differs in {', '.join(differing)}",
+            allowed="the same request, or further measures",
             fix=_FIX,
         )
-    if saved["probe_set"]["fingerprint"] != probe_set.fingerprint:
-        raise ResumeError("The data has changed since the measurements in the output folder.", got=folder, fix=_FIX)
+    settings = {measure: before["settings"][measure] for measure in has if measure in before["settings"]}
+    whole = replace(
+        request, measures=tuple(dict.fromkeys([*has, *request.measures])), settings={**settings, **request.settings}
+    )
     measured = {step: known[step] for step in sorted({item["step"] for item in records})}
+    return whole, Held(records, measured, saved["started"], saved["probe_set"]["fingerprint"])
+
+
+def check_unchanged(folder: Path, held: Held, models: Sequence[ProbedModel], fingerprints: Sequence[str]) -> None:
+    """Make sure that what a folder holds was measured on these examples and weights.
+
+    Args:
+        folder: The output folder.
+        held: What it holds.
+        models: As they are now; those that it holds nothing of are not looked at.
+        fingerprints: Any of which the examples may have had.
+
+    Raises:
+        ResumeError: They have changed.
+    """
+    if held.fingerprint is not None and held.fingerprint not in fingerprints:
+        raise ResumeError("The data has changed since the measurements in the output folder.", got=folder, fix=_FIX)
     for model in models:
-        if model.step in measured and measured[model.step].weights_sha256 != model.weights_sha256():
+        if model.step in held.models and held.models[model.step].weights != model.weights:
             raise ResumeError(f"{model.name} has other weights than when it was measured.", got=model.path, fix=_FIX)
-    return Held(records, measured, saved["started"])
 
 
 def _values(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     read_dynamics(path)  # says which line is wrong
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")
-    records = [json.loads(line) for line in lines]
     # What a training has written into the same file is not ours.
-    own = [{key: record[key] for key in record if key != "source"} for record in records if record["source"] == SOURCE]
-    return [record for record in own if record["value"] is not None]
+    own = [record for record in read_records(path) if record["source"] == SOURCE]
+    return [{key: record[key] for key in record if key != "source"} for record in own if record["value"] is not None]
 
 
 class ReportFile:
@@ -122,11 +158,9 @@ class ReportFile:
             "started": held.started or timestamp(),
         }
 
-    def note(self, model: SavedModel, error: str | None = None) -> None:
+    def note(self, model: ProbedModel) -> None:
         """Write that a model is about to be measured, or was, and why it could not be."""
-        before = self.models.get(model.step)
-        weights = model.weights_sha256() if before is None else before.weights_sha256
-        self.models[model.step] = ProbedModel(model.step, model.name, model.path, weights, error)
+        self.models[model.step] = model
         self.write()
 
     def finish(self, records: Sequence[Mapping[str, Any]]) -> ProbeReport:
@@ -135,9 +169,14 @@ class ReportFile:
         return ProbeReport(measurements=tuple(map(measurement_of, records)), **fields)
 
     def write(self, finished: str | None = None) -> dict[str, Any]:
-        """Write what is known so far, and return it."""
+        """Write what is known so far, and return it.
+
+        Raises:
+            ConfigurationError: It cannot be written.
+        """
         models = tuple(self.models[step] for step in sorted(self.models))
         fields = {**self.fields, "models": models, "finished": finished}
         if self.output is not None:
-            write_json(self.output / names.PROBE_FILE, fields)
+            with writing(self.output):
+                write_json(self.output / names.PROBE_FILE, fields)
         return fields

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from os import fspath
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,17 @@ from tqdm.auto import tqdm
 
 from hf_early_ood import names
 from hf_early_ood.callbacks.dynamics_log import DynamicsLog
-from hf_early_ood.data import load_split
 from hf_early_ood.errors import ConfigurationError, EarlyOODError, ProbeError, UnsupportedModelError
+from hf_early_ood.folders import writing
 from hf_early_ood.probes.batches import ProbeSet
-from hf_early_ood.probing.checkpoints import SavedModel, find_saved_models
-from hf_early_ood.probing.examples import is_tokenized, make_probe_set
+from hf_early_ood.probes.likelihood import LABEL_KEYS
+from hf_early_ood.probing.checkpoints import SavedModel, find_saved_models, is_on_this_machine, weights_sha256
+from hf_early_ood.probing.examples import is_tokenized, load_texts, make_probe_set
 from hf_early_ood.probing.loading import Blueprint, NewHead, class_names, read_blueprint
 from hf_early_ood.probing.measuring import measurements
-from hf_early_ood.probing.output import SOURCE, Held, ReportFile, claim
-from hf_early_ood.probing.request import ProbeReport, ProbeRequest
+from hf_early_ood.probing.output import SOURCE, Held, ReportFile, check_unchanged, read_held
+from hf_early_ood.probing.plan import PlannedModel, ProbePlan
+from hf_early_ood.probing.request import ProbedModel, ProbeReport, ProbeRequest
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +41,7 @@ def probe_checkpoints(
 
     A checkpoint that cannot be loaded or measured is named in the report, and the others are measured all the same.
     The output folder gets ``dynamics.jsonl`` as a training writes it, and ``probe.json``. If it holds such a
-    measurement already, only what is missing is measured.
+    measurement already, only what is missing is measured: further checkpoints, further measures, what failed.
 
     Args:
         request: What to measure.
@@ -53,21 +57,24 @@ def probe_checkpoints(
         EarlyOODError: If anything is wrong with settings, data or models, before the first measurement.
     """
     where, output = _device(device), None if output is None else Path(output)
+    request, held = read_held(output, request)
     material = _prepare(request)
-    held = Held() if output is None else claim(output, request, material.models, material.probe_set)
+    if output is not None:
+        material.check_unchanged(output, held)
     report = ReportFile(request, material.probe_set, where, command, output, held)
     log = DynamicsLog(None if output is None else output / names.DYNAMICS_FILE, SOURCE)
 
-    done = {(record["step"], record["measure"]) for record in held.records}
-    missing = {m.step: [n for n in request.measures if (m.step, n) not in done] for m in material.models}
+    missing = _missing(request, material, held)
     report.write()  # before the series: a folder without it is nobody's
-    log.replace(held.records)
+    with writing(output) if output is not None else nullcontext():
+        log.replace(held.records)
     # Neither in log files nor in a pipe; there, a line for each model says how far it is.
     with tqdm(total=sum(map(len, missing.values())), unit="measure", disable=None, leave=False) as bar:
         for model in material.models:
             if not missing[model.step]:
                 continue
-            report.note(model)
+            described = material.describe(model)
+            report.note(described)
             bar.set_description(model.name)
             try:
                 errors = _measure(request, material, model, missing[model.step], where, log, bar)
@@ -75,11 +82,17 @@ def probe_checkpoints(
                 if len(material.models) == 1:
                     raise
                 errors = [str(error)]
-            report.note(model, " ".join(errors) or None)
+            report.note(replace(described, error=" ".join(errors) or None))
             if bar.disable and len(material.models) > 1:
                 logger.info("%s: %s", model.name, "failed" if errors else "measured")
     log.replace(sorted(log.records, key=lambda record: record["step"]))
     return report.finish(log.records)
+
+
+def _missing(request: ProbeRequest, material: _Material, held: Held) -> dict[int, tuple[str, ...]]:
+    """Step -> measures that are not held of the model."""
+    done = {(record["step"], record["measure"]) for record in held.records}
+    return {m.step: tuple(n for n in request.measures if (m.step, n) not in done) for m in material.models}
 
 
 def _measure(
@@ -104,31 +117,36 @@ def _measure(
     return errors
 
 
-def check_probe(request: ProbeRequest, *, output: Path | None = None, device: str = "auto") -> str:
-    """Do everything that comes before measuring, load every model, and say what would be measured.
+def check_probe(request: ProbeRequest, *, output: str | Path | None = None, device: str = "auto") -> ProbePlan:
+    """Do everything that comes before measuring, load every model that is to be measured, and say what would be.
+
+    Args:
+        request: What to measure.
+        output: As for `probe_checkpoints`; nothing is written.
+        device: "auto", "cpu" or "cuda".
 
     Raises:
-        EarlyOODError: Whatever is wrong with settings, data, models or the output folder.
+        EarlyOODError: Whatever is wrong with settings, data or the output folder, or with a single model.
     """
-    where = _device(device)
+    where, output = _device(device), None if output is None else Path(output)
+    request, held = read_held(output, request)
     material = _prepare(request)
-    held = Held() if output is None else claim(output, request, material.models, material.probe_set)
-    lines = [
-        f"{', '.join(request.measures)} of {len(material.models)} model(s) on {where},"
-        f" {request.parameters} parameters in {request.dtype}",
-        f"{material.probe_set.num_examples} examples of {request.data}, {request.batch_size} at a time",
-    ]
+    if output is not None:
+        material.check_unchanged(output, held)
+    missing = _missing(request, material, held)
+    planned = []
     for model in material.models:
-        before = sum(record["step"] == model.step for record in held.records)
+        error = None
         try:
-            material.load(model, getattr(torch, request.dtype), torch.device("cpu"))
-            what = f"{before} of {len(request.measures)} measured before" if before else "can be measured"
-        except UnsupportedModelError as error:
+            if missing[model.step]:
+                material.load(model, getattr(torch, request.dtype), torch.device("cpu"))
+        except UnsupportedModelError as reason:
             if len(material.models) == 1:
                 raise
-            what = f"cannot be measured: {error}"
-        lines.append(f"{model.name} (update {model.step}): {what}")
-    return "\n".join(lines)
+            error = str(reason)
+        described = ProbedModel(model.step, model.name, model.path, error=error, step_known=model.step_known)
+        planned.append(PlannedModel(described, missing[model.step]))
+    return ProbePlan(request, tuple(planned), material.probe_set.num_examples, str(where))
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +156,35 @@ class _Material:
     models: tuple[SavedModel, ...]
     blueprints: Mapping[int, Blueprint | EarlyOODError]
     probe_set: ProbeSet
+    is_tokenized: bool
+
+    def describe(self, model: SavedModel) -> ProbedModel:
+        """The record of one of the models, with the hashes of its files."""
+        blueprint = self.blueprints[model.step]
+        base = blueprint.base if isinstance(blueprint, Blueprint) else None
+        return ProbedModel(
+            model.step,
+            model.name,
+            model.path,
+            weights_sha256(model.path),
+            step_known=model.step_known,
+            base=base,
+            base_revision=blueprint.base_revision if isinstance(blueprint, Blueprint) else None,
+            base_sha256=None if base is None else weights_sha256(base),
+        )
+
+    def check_unchanged(self, folder: Path, held: Held) -> None:
+        """Make sure that what a folder holds was measured on these examples and models.
+
+        Raises:
+            ResumeError: They have changed.
+        """
+        fingerprints = [self.probe_set.fingerprint]
+        if not self.is_tokenized:
+            # Texts are given their labels where a measure needs them: one that does not is of the same examples.
+            fingerprints.append(self.probe_set.without(LABEL_KEYS).fingerprint)
+        models = [self.describe(model) for model in self.models if model.step in held.models]
+        check_unchanged(folder, held, models, fingerprints)
 
     def load(self, model: SavedModel, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """One of the models.
@@ -163,6 +210,12 @@ def _kind(blueprint: Blueprint) -> str:
 def _prepare(request: ProbeRequest) -> _Material:
     """Find the models, read what they are, and draw the examples."""
     models = find_saved_models(request.model)
+    if request.allow_new_head:  # nothing was trained yet
+        models = tuple(model if model.step_known else replace(model, step_known=True) for model in models)
+    if request.revision is not None and is_on_this_machine(request.model):
+        raise ConfigurationError(
+            "--revision would have no effect: the model is not on the Hub.", got=request.model, fix="Leave it out."
+        )
     blueprints: dict[int, Blueprint | EarlyOODError] = {}
     for model in models:
         try:
@@ -172,9 +225,9 @@ def _prepare(request: ProbeRequest) -> _Material:
     readable = {model: item for model in models if isinstance(item := blueprints[model.step], Blueprint)}
     if not readable:
         raise next(item for item in blueprints.values() if isinstance(item, EarlyOODError))
-    tokenizer = request.tokenizer or _tokenizer_beside(request, readable)
+    tokenizer = _tokenizer_beside(request, readable) if request.tokenizer is None else fspath(request.tokenizer)
     probe_set = make_probe_set(request, next(iter(readable.values())), tokenizer)
-    return _Material(models, blueprints, probe_set)
+    return _Material(models, blueprints, probe_set, is_tokenized(request))
 
 
 def _blueprint(request: ProbeRequest, model: SavedModel, count: int) -> Blueprint:
@@ -189,10 +242,7 @@ def _blueprint(request: ProbeRequest, model: SavedModel, count: int) -> Blueprin
                 "A new head needs the names of its labels, and tokenized data has none.",
                 fix="Give them with --label-names, in the order of their numbers.",
             )
-        data = load_split(
-            request.data, text=request.text, text_pair=request.text_pair, label=request.label or names.LABEL
-        )
-        labels = tuple(data.features[names.LABEL].names)
+        labels = tuple(load_texts(request, request.label or names.LABEL).features[names.LABEL].names)
     return NewHead.of(model.path, labels, seed=request.seed, revision=request.revision)
 
 

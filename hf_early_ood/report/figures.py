@@ -18,7 +18,7 @@ from hf_early_ood.atomic import replacing
 from hf_early_ood.dynamics import Measurement
 from hf_early_ood.errors import DataError
 from hf_early_ood.names import ID_TEST
-from hf_early_ood.report.layout import measure_title
+from hf_early_ood.report.layout import measure_axis, measure_title
 from hf_early_ood.report.tables import split_label
 from hf_early_ood.report.verdict import ood_sets
 from hf_early_ood.results import DecisionRecord, MetricValue, StageRecord, StudyRecord
@@ -172,22 +172,29 @@ def _draw_strip(
     decision: DecisionRecord | None,
     end: float,
 ) -> None:
-    """One row a group: gray while frozen, colored from the update at which it was released."""
-    start = {name: stage.step for stage in stages for name in stage.released}
+    """One row a group: gray while frozen, colored while it trains."""
     _style(axes)
     axes.grid(visible=False)
     for row, name in enumerate(names):
         axes.barh(row, end, color=_FROZEN, height=0.8, zorder=1)
-        if name not in start or start[name] >= end:
+        spans = _spans(name, stages, end)
+        if not spans:
             axes.text(0.5 * end, row, "never released", color=_MUTED, fontsize=8, ha="center", va="center", zorder=4)
-            continue
-        axes.barh(row, end - start[name], left=start[name], color=_TRAINABLE, height=0.8, zorder=2)
-        if start[name] > 0:
-            inside = end - start[name] > 0.08 * end
+        for start, stop in spans:
+            axes.barh(row, stop - start, left=start, color=_TRAINABLE, height=0.8, zorder=2)
+            inside = stop - start > 0.08 * end
+            if start > 0 and (inside or len(spans) == 1):
+                axes.annotate(
+                    f"{start:g}", (start, row), xytext=(4 if inside else -4, 0), textcoords="offset points",
+                    ha="left" if inside else "right", va="center_baseline", fontsize=8,
+                    color="white" if inside else _MUTED, zorder=4,
+                )  # fmt: skip
+        if len(spans) == 1 and spans[0][1] < end:  # frozen for good
+            stop, room = spans[0][1], end - spans[0][1] > 0.08 * end
             axes.annotate(
-                str(start[name]), (start[name], row), xytext=(4 if inside else -4, 0), textcoords="offset points",
-                ha="left" if inside else "right", va="center_baseline", fontsize=8,
-                color="white" if inside else _MUTED, zorder=4,
+                f"{stop:g}", (stop, row), xytext=(4 if room else -4, 0), textcoords="offset points",
+                ha="left" if room else "right", va="center_baseline", fontsize=8,
+                color=_MUTED if room else "white", zorder=4,
             )  # fmt: skip
     if decision is not None:
         axes.axvline(decision.step, color=_DECISION, lw=1.5, zorder=3)
@@ -197,7 +204,20 @@ def _draw_strip(
     axes.set_xlim(-0.02 * end, 1.02 * end)
     axes.set_xlabel("updates")
     axes.spines["left"].set_visible(False)
-    axes.set_title("Layer groups, and the update from which each trains", loc="left", color=_INK, fontsize=11, pad=6)
+    when = "when each trains" if any(stage.frozen for stage in stages) else "the update from which each trains"
+    axes.set_title(f"Layer groups, and {when}", loc="left", color=_INK, fontsize=11, pad=6)
+
+
+def _spans(name: str, stages: Sequence[StageRecord], end: float) -> list[tuple[float, float]]:
+    """From which updates to which a group trains."""
+    spans, start = [], end
+    for stage in stages:
+        if name in stage.released:
+            start = stage.step
+        elif name in stage.frozen:
+            spans.append((start, stage.step))
+            start = end
+    return [(start, min(stop, end)) for start, stop in (*spans, (start, end)) if start < min(stop, end)]
 
 
 def _bottom_to_top(
@@ -215,16 +235,23 @@ def _bottom_to_top(
     return sorted(named, key=place)
 
 
-def series_figure(series: Sequence[Measurement], path: str | PathLike[str]) -> None:
-    """Draw one measure over the updates, with its standard error where it has one.
+def series_figure(series: Sequence[Measurement], path: str | PathLike[str], subtitle: str = "") -> None:
+    """Draw one measure over the updates, with its standard error where it has one, and gaps where it has no value.
 
     Args:
         series: Measurements of one kind, by update.
         path: The PNG file.
+        subtitle: What was measured on.
 
     Raises:
         DataError: If there is no measurement.
     """
+    figure = _series(series, subtitle)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png")
+
+
+def _series(series: Sequence[Measurement], subtitle: str) -> Figure:
     if not series:
         raise DataError("There is no measurement to draw.")
     figure = Figure(figsize=(_WIDTH, 3.6), dpi=_DPI, layout="constrained")
@@ -233,7 +260,9 @@ def series_figure(series: Sequence[Measurement], path: str | PathLike[str]) -> N
     _style(axes)
     points = [(item.step, item.value, item.standard_error) for item in series if item.value is not None]
     steps, values = [step for step, _, _ in points], [value for _, value, _ in points]
-    axes.plot(steps, values, color=_AVERAGE, lw=1.6, marker="o", ms=4.5, mew=0, zorder=3)
+    # NaN interrupts the line: between its neighbors, nobody knows the value that is missing.
+    line = [math.nan if item.value is None else item.value for item in series]
+    axes.plot([item.step for item in series], line, color=_AVERAGE, lw=1.6, marker="o", ms=4.5, mew=0, zorder=3)
     if any(error for _, _, error in points):
         errors = [error or 0.0 for _, _, error in points]
         axes.errorbar(steps, values, errors, fmt="none", color=_POINT, lw=1.6, capsize=3, zorder=2, label="± 1 s.e.")
@@ -245,29 +274,46 @@ def series_figure(series: Sequence[Measurement], path: str | PathLike[str]) -> N
         axes.plot(missing, [0.03] * len(missing), "x", color=_DECISION, transform=bottom, label="no value", zorder=5)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(
-            loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False, fontsize=9, borderaxespad=0.2,
-            labelcolor=_INK,
+            loc="lower right", bbox_to_anchor=(1.0, 1.07 if subtitle else 1.0), ncols=2, frameon=False, fontsize=9,
+            borderaxespad=0.2, labelcolor=_INK,
         )  # fmt: skip
-    axes.set_title(measure_title(series[0].measure), loc="left", color=_INK, fontsize=11, pad=10)
+    _title(axes, measure_title(series[0].measure), subtitle)
     axes.set_xlabel("updates")
-    with replacing(path) as unfinished:
-        figure.savefig(unfinished, format="png")
+    axes.set_ylabel(measure_axis(series[0].measure), color=_INK, fontsize=9)
+    return figure
 
 
-def groups_figure(item: Measurement, path: str | PathLike[str]) -> None:
+def _title(axes: Axes, title: str, subtitle: str) -> None:
+    """A title at the left, and below it, smaller, what was measured on."""
+    axes.set_title(title, loc="left", color=_INK, fontsize=11, pad=24 if subtitle else 10)
+    if subtitle:
+        axes.annotate(
+            subtitle, (0, 1), xycoords="axes fraction", xytext=(0, 9), textcoords="offset points", fontsize=8.5,
+            color=_MUTED,
+        ).set_in_layout(False)  # fmt: skip
+
+
+def groups_figure(item: Measurement, path: str | PathLike[str], subtitle: str = "") -> None:
     """Draw how much each layer group has of one measure, the lowest group at the bottom.
 
     Args:
         item: A measurement with values of its groups.
         path: The PNG file.
+        subtitle: What was measured on.
 
     Raises:
         DataError: If it has none.
     """
+    figure = _groups(item, subtitle)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png")
+
+
+def _groups(item: Measurement, subtitle: str) -> Figure:
     if not item.per_group:
         raise DataError("The measurement has no values of layer groups to draw.", got=item.measure)
     groups, values = list(item.per_group), [value or 0.0 for value in item.per_group.values()]
-    figure = Figure(figsize=(_WIDTH, 1.2 + 0.28 * len(groups)), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(_WIDTH, 1.5 + 0.28 * len(groups)), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     _style(axes)
@@ -290,11 +336,10 @@ def groups_figure(item: Measurement, path: str | PathLike[str]) -> None:
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(-0.6, len(groups) - 0.4)
     total = "no value" if item.value is None else f"{item.value:.4g}"
-    axes.set_title(
-        f"{measure_title(item.measure)} by layer group, {total} in total", loc="left", color=_INK, fontsize=11
-    )
-    with replacing(path) as unfinished:
-        figure.savefig(unfinished, format="png")
+    _title(axes, f"{measure_title(item.measure)} by layer group, {total} in total", subtitle)
+    axes.set_xlabel(measure_axis(item.measure), color=_INK, fontsize=9)
+    axes.set_ylabel("layer group", color=_INK, fontsize=9)
+    return figure
 
 
 def comparison_figure(study: StudyRecord, path: str | PathLike[str]) -> None:

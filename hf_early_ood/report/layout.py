@@ -9,6 +9,17 @@ from dataclasses import dataclass
 WIDTH = 100
 NO_VALUE = "-"
 _GAP = "  "
+_AXES = {
+    "fisher_trace": "mean of ||grad log p(y|x)||²",
+    "fisher_trace_batch_mean": "||mean gradient of log p||² / B",
+    "gradient_norm": "norm of the gradient of the nll",
+    "relative_gradient_norm": "norm of the gradient / of the weights",
+    "average_sharpness": "mean rise of the nll",
+    "worst_case_sharpness": "largest rise of the nll",
+    "hessian_trace": "trace of the Hessian of the nll",
+    "gauss_newton_trace": "trace of the Gauss-Newton matrix",
+    "hessian_top_eigenvalue": "largest eigenvalue of the Hessian",
+}
 
 
 @dataclass(frozen=True)
@@ -145,6 +156,18 @@ def measure_title(measure: str) -> str:
     """
     words = measure.replace("gauss_newton", "gauss-Newton").replace("_", " ")
     return words[:1].upper() + words[1:]
+
+
+def measure_axis(measure: str) -> str:
+    """What the numbers of a measure are, for an axis; nll is the negative log-likelihood of an example.
+
+    Example:
+        >>> measure_axis("average_sharpness")
+        'mean rise of the nll'
+        >>> measure_axis("weight_norm")
+        'weight norm'
+    """
+    return _AXES.get(measure, measure.replace("_", " "))
 
 
 def _blocks(sizes: Sequence[int], width: int) -> list[list[int]]:

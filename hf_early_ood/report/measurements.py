@@ -53,8 +53,15 @@ def measurement_tables(measurements: Sequence[Measurement], models: Mapping[int,
     return tables
 
 
-def draw_measurements(measurements: Sequence[Measurement], folder: Path) -> list[Path]:
+def draw_measurements(
+    measurements: Sequence[Measurement], folder: Path, subtitles: Mapping[str, str] | None = None
+) -> list[Path]:
     """Draw every measure: over the updates, or, where there is one model, by layer group.
+
+    Args:
+        measurements: In the order of their steps.
+        folder: For the files.
+        subtitles: Measure -> what it was measured on.
 
     Returns:
         The PNG files, ``<measure>.png``. A single model has none for a measure without values of its groups, and
@@ -63,14 +70,14 @@ def draw_measurements(measurements: Sequence[Measurement], folder: Path) -> list
     several = len({item.step for item in measurements}) > 1
     drawn = []
     for measure in dict.fromkeys(item.measure for item in measurements):
-        path = folder / f"{measure}.png"
+        path, subtitle = folder / f"{measure}.png", (subtitles or {}).get(measure, "")
         series = [item for item in measurements if item.measure == measure]
         if not any(item.value is not None for item in series):
             continue
         if several:
-            series_figure(series, path)
+            series_figure(series, path, subtitle)
         elif series[0].per_group:
-            groups_figure(series[0], path)
+            groups_figure(series[0], path, subtitle)
         else:
             continue
         drawn.append(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,9 +112,58 @@ class Schedule(ABC):
         return f"{type(self).__name__}({self.to_dict()})"
 
 
-def flow(names: Sequence[str]) -> str:
+def flow(names: Sequence[Any]) -> str:
     """A YAML list on one line, with quotes where a name needs them."""
     return yaml.safe_dump(list(names), default_flow_style=True, width=math.inf).strip()
+
+
+def scalar(value: int | float | str) -> str:
+    """A value as YAML reads it back.
+
+    Example:
+        >>> scalar(1e-05), scalar("auto")  # "1e-05" would be read as a word
+        ('1.0e-05', 'auto')
+    """
+    return flow([value])[1:-1]
+
+
+def in_words(interval: int | float) -> str:
+    """How long a stage is.
+
+    Example:
+        >>> in_words(1), in_words(20), in_words(0.1)
+        ('update', '20 updates', '0.1 of training')
+    """
+    if isinstance(interval, float):
+        return f"{interval} of training"
+    return "update" if interval == 1 else f"{interval} updates"
+
+
+def checked_names(value: Any, what: str) -> tuple[str, ...]:
+    """Names that were given as a list.
+
+    Raises:
+        ConfigurationError: One name instead of a list, no list, or something in it that is no name.
+    """
+    if isinstance(value, str):
+        raise ConfigurationError(f"{what} is a list of group names.", got=repr(value), fix=f"Write [{value!r}].")
+    if not isinstance(value, Sequence) or not all(isinstance(name, str) for name in value):
+        raise ConfigurationError(f"{what} is a list of group names.", got=repr(value))
+    return tuple(value)
+
+
+def checked_groups(groups: Iterable[str]) -> tuple[str, ...]:
+    """Names of all layer groups, bottom to top.
+
+    Raises:
+        ConfigurationError: There are none, one is there twice, or one is no name.
+    """
+    names = checked_names(groups if isinstance(groups, str) else list(groups), "groups")
+    if not names:
+        raise ConfigurationError("There are no layer groups.", fix="Let something in the model require a gradient.")
+    if len(set(names)) < len(names):
+        raise ConfigurationError("Group names must be unique.", got=list(names))
+    return names
 
 
 def parse_number(text: int | float | str) -> int | float | str:

@@ -6,7 +6,9 @@ import random
 import re
 from collections.abc import Sequence
 
+from hf_early_ood.checks import check_choice
 from hf_early_ood.errors import ConfigurationError, did_you_mean
+from hf_early_ood.schedules.base import checked_names
 
 EMBEDDINGS = "embeddings"
 
@@ -36,19 +38,7 @@ def named_groups(pattern: str, groups: Sequence[str]) -> tuple[str, ...]:
         >>> named_groups("/^block/", ["embeddings", "block.0", "block.1", "head"])
         ('block.0', 'block.1')
     """
-    if pattern in groups:
-        return (pattern,)
-    found: tuple[str, ...] = ()
-    if len(pattern) > 2 and pattern.startswith("/") and pattern.endswith("/"):
-        try:
-            expression = re.compile(pattern[1:-1])
-        except re.error as error:
-            raise ConfigurationError("Not a regular expression.", got=f"{pattern} ({error})") from error
-        found = tuple(name for name in groups if expression.search(name))
-    elif counted := re.fullmatch(r"(.*\.)-(\d+)", pattern):
-        stack = [name for name in groups if re.fullmatch(re.escape(counted[1]) + r"\d+", name)]
-        place = int(counted[2])
-        found = (stack[-place],) if 1 <= place <= len(stack) else ()
+    found = _meant(pattern, groups)
     if not found:
         raise ConfigurationError(
             "Unknown layer group.",
@@ -59,9 +49,27 @@ def named_groups(pattern: str, groups: Sequence[str]) -> tuple[str, ...]:
     return found
 
 
-def all_named(patterns: Sequence[str], groups: Sequence[str]) -> tuple[str, ...]:
-    """The groups that several patterns stand for, in their order, each once."""
-    return tuple(dict.fromkeys(name for pattern in patterns for name in named_groups(pattern, groups)))
+def _meant(pattern: str, groups: Sequence[str]) -> tuple[str, ...]:
+    """The groups that a pattern stands for; none where it stands for nothing."""
+    if pattern in groups:
+        return (pattern,)
+    if len(pattern) > 2 and pattern.startswith("/") and pattern.endswith("/"):
+        try:
+            expression = re.compile(pattern[1:-1])
+        except re.error as error:
+            raise ConfigurationError("Not a regular expression.", got=f"{pattern} ({error})") from error
+        return tuple(name for name in groups if expression.search(name))
+    if counted := re.fullmatch(r"(.*\.)-(\d+)", pattern):
+        stack = [name for name in groups if re.fullmatch(re.escape(counted[1]) + r"\d+", name)]
+        place = int(counted[2])
+        return (stack[-place],) if 1 <= place <= len(stack) else ()
+    return ()
+
+
+def all_named(patterns: Sequence[str], groups: Sequence[str], what: str) -> tuple[str, ...]:
+    """The groups that several patterns stand for, in their order, each once; ``what`` they are is for messages."""
+    names = checked_names(patterns, what)
+    return tuple(dict.fromkeys(name for pattern in names for name in named_groups(pattern, groups)))
 
 
 def initial_groups(initial: Sequence[str], groups: Sequence[str]) -> tuple[str, ...]:
@@ -70,19 +78,15 @@ def initial_groups(initial: Sequence[str], groups: Sequence[str]) -> tuple[str, 
     Raises:
         ConfigurationError: Not a list, or a group that is not there.
     """
-    if isinstance(initial, str):
-        raise ConfigurationError("initial is a list of group names.", got=repr(initial), fix=f"Write [{initial!r}].")
-    for pattern in initial:
-        try:
-            named_groups(pattern, groups)
-        except ConfigurationError as error:
+    for pattern in checked_names(initial, "initial"):
+        if not _meant(pattern, groups):
             raise ConfigurationError(
                 "A group of the initial set has nothing to train in this model.",
                 got=pattern,
                 allowed=", ".join(groups),
                 fix=f"Set initial to groups of this model, for example [{groups[-1]!r}].",
-            ) from error
-    return all_named(initial, groups)
+            )
+    return all_named(initial, groups, "initial")
 
 
 def release_units(
@@ -95,13 +99,7 @@ def release_units(
     Raises:
         ConfigurationError: An unknown order, group or way of treating the embeddings.
     """
-    if embeddings not in EMBEDDINGS_POLICIES:
-        raise ConfigurationError(
-            "Unknown way of treating the embeddings.",
-            got=embeddings,
-            allowed=", ".join(EMBEDDINGS_POLICIES),
-            fix=did_you_mean(str(embeddings), EMBEDDINGS_POLICIES),
-        )
+    check_choice("way of treating the embeddings", embeddings, EMBEDDINGS_POLICIES)
     if isinstance(order, str):
         if order not in ORDERS:
             raise ConfigurationError(
@@ -114,7 +112,7 @@ def release_units(
         if order == "random":
             random.Random(f"unfreezing {seed}").shuffle(names)  # the same on every machine and rank
     else:
-        names = [name for pattern in order for name in named_groups(pattern, groups)]
+        names = [name for pattern in checked_names(order, "order") for name in named_groups(pattern, groups)]
     units: list[tuple[str, ...]] = [(name,) for name in names if name not in initial]
     return _with_embeddings(units, groups, embeddings)
 

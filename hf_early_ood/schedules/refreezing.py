@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from hf_early_ood.checks import check_count, check_number
 from hf_early_ood.errors import ConfigurationError
-from hf_early_ood.schedules.base import Schedule, checked_updates, flow, in_updates
+from hf_early_ood.schedules.base import Schedule, checked_groups, checked_updates, flow, in_updates, in_words
 from hf_early_ood.schedules.orders import all_named
 
 SETTLED = "settled_gradients"
@@ -16,8 +18,10 @@ SETTLED = "settled_gradients"
 class _PeriodicSchedule(Schedule):
     """A new stage after every ``interval`` updates, to the end of training."""
 
+    _least_stages = 2  # with fewer it would have no effect
+
     def __init__(self, groups: Iterable[str], interval: int | float) -> None:
-        self.groups = tuple(groups)
+        self.groups = checked_groups(groups)
         self.interval = checked_updates(interval, "The interval")
 
     @property
@@ -34,16 +38,17 @@ class _PeriodicSchedule(Schedule):
         return self.stage(max(0, total_updates - 1)) + 1
 
     def check_length(self, total_updates: int) -> str | None:
-        """Refuse an interval that ends after training.
+        """Refuse an interval with which the stages that it takes to have an effect do not fall into training.
 
         Raises:
-            ConfigurationError: It does.
+            ConfigurationError: They do not.
         """
-        if isinstance(self.interval, int) and self.interval >= total_updates:
+        if self.is_resolved and self.num_stages(total_updates) < self._least_stages:
+            longest = (total_updates - 1) // (self._least_stages - 1)
             raise ConfigurationError(
-                "The interval is longer than training: there would be one stage only.",
+                "The interval is longer than training allows: nothing would ever change.",
                 got=f"interval={self.interval}, training makes {total_updates} updates",
-                allowed=f"1 to {total_updates - 1} updates",
+                allowed=f"1 to {longest} updates" if longest > 0 else "none",
                 fix="Lower interval, give it as a fraction of training, or train longer.",
             )
         return None
@@ -86,10 +91,10 @@ class LayerSampling(_PeriodicSchedule):
         if always is None:
             self.always = self.in_order(("embeddings", "head"))
         else:
-            self.always = all_named(always, self.groups)
+            self.always = all_named(always, self.groups, "always")
         self.drawn_from = tuple(name for name in self.groups if name not in self.always)
-        if not isinstance(num_groups, int) or isinstance(num_groups, bool) or num_groups < 1:
-            raise ConfigurationError("num_groups is not usable.", got=repr(num_groups), allowed="an integer >= 1")
+        check_count("num_groups", num_groups)
+        check_count("seed", seed, least=0)
         if num_groups > len(self.drawn_from):
             raise ConfigurationError(
                 "There are fewer layer groups than are to be drawn.",
@@ -127,7 +132,7 @@ class LayerSampling(_PeriodicSchedule):
     def to_yaml(self) -> str:
         """The first stages."""
         lines = [
-            f"# LISA: every {self.interval} updates {self.num_groups} of {len(self.drawn_from)} groups are drawn.",
+            f"# LISA: every {in_words(self.interval)}, {self.num_groups} of {len(self.drawn_from)} groups are drawn.",
             f"always: {flow(self.always)}",
             "drawn:  # the first five times",
         ]
@@ -151,7 +156,7 @@ class PrefixFreezing(_PeriodicSchedule):
     Args:
         groups: Group names from bottom to top.
         interval: Updates between two looks, or a fraction of training: 0.1 cuts training in ten, as the source does.
-        frozen: Groups frozen at the looks so far; what :meth:`chosen` adds to.
+        frozen: Groups frozen at each look so far, from the bottom; what :meth:`chosen` adds to.
 
     Raises:
         ConfigurationError: A setting is not usable.
@@ -163,12 +168,18 @@ class PrefixFreezing(_PeriodicSchedule):
     """
 
     select = SETTLED
+    _least_stages = 3  # the first look has nothing to compare with
 
     def __init__(
         self, groups: Iterable[str], *, interval: int | float = 0.1, frozen: Sequence[Sequence[str]] = ()
     ) -> None:
         super().__init__(groups, interval)
         self.frozen = tuple(tuple(names) for names in frozen)
+        off = [name for names in self.frozen for name in names]
+        if off != list(self.groups[:-1][: len(off)]):
+            raise ConfigurationError(
+                "Only the lowest groups can be frozen, from the bottom.", got=off, allowed=list(self.groups[:-1])
+            )
 
     def resolve(self, *, total_updates: int | None = None, decided: int | None = None) -> PrefixFreezing:
         """Turn a fraction of training into a number of updates."""
@@ -191,31 +202,35 @@ class PrefixFreezing(_PeriodicSchedule):
         """This schedule with the groups that the next stage freezes, which may be none.
 
         Raises:
-            ConfigurationError: They are not the lowest ones that still train.
+            ConfigurationError: They are not the lowest ones that still train, from the bottom.
         """
-        still = [name for (name,) in self.candidates()]
-        if set(names) != set(still[: len(names)]):
-            raise ConfigurationError("Only the lowest groups can be frozen.", got=list(names), allowed=str(still))
-        return PrefixFreezing(self.groups, interval=self.interval, frozen=(*self.frozen, self.in_order(set(names))))
+        return PrefixFreezing(self.groups, interval=self.interval, frozen=(*self.frozen, tuple(names)))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
         return {"interval": self.interval, "groups": list(self.groups), "frozen": [list(n) for n in self.frozen]}
 
     def to_yaml(self) -> str:
-        """What is known before training."""
-        return (
-            f"# AutoFreeze: every {self.interval} updates, the lowest groups whose gradients have settled are frozen.\n"
-            f"groups: {flow(self.groups)}\n"
-        )
+        """The groups, and those that are frozen already."""
+        lines = [
+            f"# AutoFreeze: every {in_words(self.interval)}, the lowest groups with settled gradients are frozen.",
+            f"groups: {flow(self.groups)}",
+        ]
+        if self.frozen:
+            lines += ["frozen:  # at each look so far", *(f"  - {flow(names)}" for names in self.frozen)]
+        return "\n".join(lines) + "\n"
 
 
 def settled_prefix(change: dict[str, float], percentile: float = 50.0) -> tuple[str, ...]:
     """AutoFreeze's choice: the groups below the first one whose change reaches a percentile of all changes.
 
     Args:
-        change: eta of every group that still trains, bottom to top. NaN counts as a change: nothing above is frozen.
-        percentile: Of the changes, linearly interpolated; 50 in the source.
+        change: eta of every group that still trains, bottom to top. NaN counts as a change, so that nothing above it is
+            frozen, and not among those that the percentile is of.
+        percentile: Of the changes, linearly interpolated, 0 to 100; 50 in the source.
+
+    Raises:
+        ConfigurationError: No percentile.
 
     Example:
         >>> settled_prefix({"embeddings": 0.1, "block.0": 0.2, "block.1": 0.9, "block.2": 0.8})
@@ -223,13 +238,15 @@ def settled_prefix(change: dict[str, float], percentile: float = 50.0) -> tuple[
         >>> settled_prefix({"block.0": 0.9, "block.1": 0.1})
         ()
     """
-    ordered = sorted(value for value in change.values() if value == value)
+    check_number("percentile", percentile, zero=True)
+    if percentile > 100:
+        raise ConfigurationError("percentile is not usable.", got=repr(percentile), allowed="0 to 100")
+    ordered = sorted(value for value in change.values() if not math.isnan(value))
     if not ordered:
         return ()
     place = percentile / 100 * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    threshold = ordered[low] + (place - low) * (ordered[high] - ordered[low])
+    low, high = ordered[math.floor(place)], ordered[math.ceil(place)]
+    threshold = low if low == high else low + (place - math.floor(place)) * (high - low)  # inf - inf is no number
     settled: list[str] = []
     for name, value in change.items():
         if not value < threshold:

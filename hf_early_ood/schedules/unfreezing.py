@@ -10,8 +10,18 @@ from typing import Any
 
 import yaml
 
+from hf_early_ood.checks import check_choice, check_count
 from hf_early_ood.errors import ConfigurationError, did_you_mean
-from hf_early_ood.schedules.base import AUTO, Interval, Schedule, Stage, checked_updates, flow, in_updates
+from hf_early_ood.schedules.base import (
+    AUTO,
+    Interval,
+    Schedule,
+    Stage,
+    checked_groups,
+    checked_updates,
+    in_updates,
+)
+from hf_early_ood.schedules.files import OPTIONAL, as_yaml, checked_settings
 from hf_early_ood.schedules.orders import (
     EMBEDDINGS,
     EMBEDDINGS_POLICIES,
@@ -26,10 +36,6 @@ from hf_early_ood.schedules.orders import (
 __all__ = ["EMBEDDINGS_POLICIES", "ORDERS", "RELEASES", "SELECTIONS", "UnfreezingSchedule"]
 
 RELEASES = ("interval", "all_at_once")
-# Keys of a schedule file with the value that they have when they are left out.
-_OPTIONAL: dict[str, Any] = {
-    "release": "interval", "first": 1, "start": 0, "select": None, "waiting": [], "embeddings": "in_order"
-}  # fmt: skip
 
 
 class UnfreezingSchedule(Schedule):
@@ -112,9 +118,7 @@ class UnfreezingSchedule(Schedule):
         select: str | None = None,
         waiting: Sequence[Sequence[str]] = (),
     ) -> None:
-        self.groups = tuple(groups)
-        if len(set(self.groups)) != len(self.groups):
-            raise ConfigurationError("Group names must be unique.", got=self.groups)
+        self.groups = checked_groups(groups)
         self.interval = checked_updates(interval, "The interval", words=(AUTO,))
         if isinstance(release, str) and release not in RELEASES:
             raise ConfigurationError(
@@ -124,8 +128,8 @@ class UnfreezingSchedule(Schedule):
                 fix=did_you_mean(release, RELEASES),
             )
         self.release = checked_updates(release, "The span of the releases", words=RELEASES)
-        if not isinstance(first, int) or isinstance(first, bool) or first < 1:
-            raise ConfigurationError("first counts intervals.", got=repr(first), allowed="an integer >= 1")
+        check_count("first", first)
+        check_count("seed", seed, least=0)
         self.first = first
         self.start = checked_updates(start, "The late start", least=0)
         if self.start and self.interval == AUTO:
@@ -134,40 +138,52 @@ class UnfreezingSchedule(Schedule):
                 got=f"start={start!r}, interval={AUTO!r}",
                 fix="Give the interval, or leave start out: the signal is watched while the initial groups train.",
             )
-        self.embeddings = embeddings
         if stages is None:
+            if select is not None or waiting:
+                raise ConfigurationError("select and waiting go with stages.", fix="Name the selection as the order.")
             on = initial_groups(initial, self.groups)
             units = release_units(self.groups, order, on, embeddings, seed)
             self.select = order if isinstance(order, str) and order in SELECTIONS else None
-            if release == "all_at_once" and units:
-                units, self.select = (tuple(name for unit in units for name in unit),), None
             self.stages: Units = (on,) if self.select else (on, *units)
             self.waiting: Units = units if self.select else ()
         else:
-            self.stages = tuple(all_named(stage, self.groups) if stage else () for stage in stages)
-            self.select, self.waiting = select, tuple(tuple(unit) for unit in waiting)
-        self._check()
-        self._starts = self._compute_starts()
+            self.stages = tuple(all_named(stage, self.groups, "A stage") for stage in stages)
+            self.waiting = tuple(all_named(unit, self.groups, "What waits to be selected") for unit in waiting)
+            self.select = select
+            self._check_selection(embeddings)
+        self._check_stages()
+        if self.release == "all_at_once":
+            rest = tuple(name for unit in (*self.stages[1:], *self.waiting) for name in unit)
+            self.stages, self.waiting = (self.stages[0], rest) if rest else self.stages, ()
+            self.select, self.release = None, "interval"
+        # Everything else is in the stages and in what waits.
+        self.embeddings = "last" if embeddings == "last" and self.waiting else "in_order"
+        self.starts = self._compute_starts()
 
-    def _check(self) -> None:
-        if not self.stages or not self.stages[0]:
-            raise ConfigurationError("The first stage must train at least one group.", got=list(map(list, self.stages)))
-        if self.select is not None and self.select not in SELECTIONS:
-            raise ConfigurationError(
-                "Unknown selection.",
-                got=self.select,
-                allowed=", ".join(SELECTIONS),
-                fix=did_you_mean(self.select, SELECTIONS),
-            )
+    def _check_selection(self, embeddings: str) -> None:
+        """Refuse, next to explicit stages, what would have no effect."""
+        if self.select is not None:
+            check_choice("selection", self.select, SELECTIONS)
         if self.waiting and self.select is None:
             raise ConfigurationError("Groups wait to be selected, but nothing selects them.", fix="Set select.")
+        if self.select is not None and not self.waiting:
+            raise ConfigurationError("No groups wait to be selected.", got=f"select={self.select}", fix="Set waiting.")
+        check_choice("way of treating the embeddings", embeddings, EMBEDDINGS_POLICIES)
+        if embeddings not in (("in_order", "last") if self.waiting else ("in_order",)):
+            raise ConfigurationError(
+                "The stages say what is done with the embeddings.",
+                got=f"embeddings={embeddings}, with stages",
+                fix=f"Leave it out, and name {EMBEDDINGS!r} in the stage that releases them, or in none.",
+            )
+
+    def _check_stages(self) -> None:
+        if not self.stages or not self.stages[0]:
+            raise ConfigurationError("The first stage must train at least one group.", got=list(map(list, self.stages)))
         seen: set[str] = set()
         for number, stage in enumerate((*self.stages, *self.waiting)):
             if not stage:
                 raise ConfigurationError(f"Stage {number} releases nothing.", fix="Remove the empty stage.")
             for name in stage:
-                if name not in self.groups:
-                    raise ConfigurationError("Unknown layer group.", got=name, fix=did_you_mean(name, self.groups))
                 if name in seen:
                     raise ConfigurationError("A group is released twice.", got=name)
                 seen.add(name)
@@ -187,7 +203,7 @@ class UnfreezingSchedule(Schedule):
         return len(self.stages) - 1 + len(self.waiting)
 
     @property
-    def _before(self) -> int:
+    def num_before(self) -> int:
         """Stages before the initial set trains alone: 1 with a late start."""
         return 1 if self.start else 0
 
@@ -229,21 +245,24 @@ class UnfreezingSchedule(Schedule):
 
     def _with(self, **changes: Any) -> UnfreezingSchedule:
         names = ("interval", "release", "first", "start", "embeddings", "stages", "select", "waiting")
-        return UnfreezingSchedule(self.groups, **{name: getattr(self, name) for name in names} | changes)
+        settings = {name: getattr(self, name) for name in names} | changes
+        if not settings["waiting"]:
+            settings |= {"select": None, "embeddings": "in_order"}
+        return UnfreezingSchedule(self.groups, **settings)
 
     def stage(self, global_step: int) -> int:
         """Stage after ``global_step`` completed updates; 0 as long as the interval is not decided."""
-        return bisect_right(self._starts, global_step) - 1
+        return bisect_right(self.starts, global_step) - 1
 
     def num_stages(self, total_updates: int) -> int:
         """Stages of the whole schedule."""
-        return self._before + 1 + self.num_releases
+        return self.num_before + 1 + self.num_releases
 
     # What.
 
     def needs_choice(self, stage: int) -> bool:
         """Whether the groups that a stage releases are still to be selected."""
-        return stage - self._before >= len(self.stages)
+        return bool(self.waiting) and stage - self.num_before >= len(self.stages)
 
     def candidates(self) -> Units:
         """The sets of groups of which the next release is selected."""
@@ -272,23 +291,35 @@ class UnfreezingSchedule(Schedule):
 
     def trainable_in(self, stage: int) -> tuple[str, ...]:
         """Names of the groups that train in a stage, bottom to top."""
-        units = self.stages[: stage - self._before + 1]
-        if stage < self._before:
+        units = self.stages[: stage - self.num_before + 1]
+        if stage < self.num_before:
             units = (*self.stages, *self.waiting)
         return self.in_order({name for unit in units for name in unit})
 
     def table(self) -> list[Stage]:
         """The stages that are known, with the number of completed updates at which each begins."""
-        released = [self.trainable_in(0)] * self._before + list(self.stages)
+        released = [self.trainable_in(0)] * self.num_before + list(self.stages)
         return [
             Stage(
                 stage=number,
-                start=self._starts[number] if number < len(self._starts) else None,
+                start=self.starts[number] if number < len(self.starts) else None,
                 released=names,
                 trainable=self.trainable_in(number),
             )
             for number, names in enumerate(released)
         ]
+
+    def when(self, stage: int) -> str:
+        """When a stage begins, in words."""
+        if stage < len(self.starts):
+            return f"from update {self.starts[stage]}"
+        release = stage - self.num_before
+        if release == 0:
+            return f"from {self.start} of training"
+        if release > 1 and self.release != "interval":
+            return "later, evenly spaced"
+        intervals = self.first + release - 1
+        return f"after {intervals} interval{'s' * (intervals > 1)}"
 
     def check_length(self, total_updates: int) -> str | None:
         """Compare the schedule with the length of training.
@@ -302,38 +333,40 @@ class UnfreezingSchedule(Schedule):
         left_out = f"These groups are never trained: {', '.join(self.never_released)}." if self.never_released else None
         if not self.is_resolved or self.num_releases == 0:
             return left_out
-        releases = self._starts[self._before + 1 :]
+        releases = self.starts[self.num_before + 1 :]
+        own = self.to_dict()
+        settings = ", ".join(f"{key}={own[key]}" for key in ("interval", "first", "start", "release") if key in own)
         if releases[0] >= total_updates:
+            longest = self._longest(total_updates, 1)
             raise ConfigurationError(
-                "The interval is longer than training: no layer group would ever be released.",
-                got=f"interval={self.interval}, training makes {total_updates} updates"
-                + (f", the first release is after {releases[0]}" if releases[0] != self.interval else ""),
-                allowed=f"1 to {total_updates - 1} updates; {self._longest(total_updates)}",
-                fix="Lower interval, give it as a fraction of training, or train longer.",
+                "The interval is longer than training allows: no layer group would ever be released.",
+                got=f"{settings}, training makes {total_updates} updates",
+                allowed=f"1 to {longest} updates; {self._advice(total_updates)}" if longest > 0 else "none",
+                fix="Lower interval, give it as a fraction of training, or train longer."
+                if longest > 0
+                else "Train longer, or lower start or first.",
             )
         in_time = sum(start < total_updates for start in releases)
-        late = [name for unit in self.stages[1 + in_time :] for name in unit]
-        if self.waiting:
-            return (
-                left_out
-                if in_time == self.num_releases
-                else (
-                    f"With interval={self.interval} and {total_updates} updates {self.num_releases - in_time} of"
-                    f" {self.num_releases} releases never come; {self._longest(total_updates)}."
-                )
-            )
-        if not late:
+        if in_time == self.num_releases:
             return left_out
-        return (
-            f"With interval={self.interval} and {total_updates} updates these groups are never released: "
-            f"{', '.join(late)}; {self._longest(total_updates)}."
+        late = [name for unit in self.stages[1 + in_time :] for name in unit]
+        what = (
+            f"{self.num_releases - in_time} of {self.num_releases} releases never come"
+            if self.waiting
+            else f"these groups are never released: {', '.join(late)}"
         )
+        warning = f"With {settings} and {total_updates} updates {what}; {self._advice(total_updates)}."
+        return warning if left_out is None else f"{warning} {left_out}"
 
-    def _longest(self, total_updates: int) -> str:
-        span = self.release if isinstance(self.release, int) else 0
-        intervals = self.first + (0 if span else self.num_releases - 1)
-        longest = (total_updates - 1 - self.start - span) // intervals
-        return f"{longest} or less releases every group" if longest > 0 else "training is too short for every group"
+    def _longest(self, total_updates: int, releases: int) -> int:
+        """The longest interval with which so many releases fall into training; below 1 if there is none."""
+        spread = isinstance(self.release, int)
+        span = self.release if spread and releases > 1 else 0
+        return (total_updates - 1 - self.start - span) // (self.first + (0 if spread else releases - 1))
+
+    def _advice(self, total_updates: int) -> str:
+        longest = self._longest(total_updates, self.num_releases)
+        return f"{longest} or less releases every group" if longest > 0 else "no interval releases every group"
 
     # Files.
 
@@ -343,14 +376,14 @@ class UnfreezingSchedule(Schedule):
             "interval": self.interval,
             "groups": list(self.groups),
             "stages": [list(stage) for stage in self.stages],
-            "release": "interval" if self.release == "all_at_once" else self.release,  # the stages say it
+            "release": self.release,
             "first": self.first,
             "start": self.start,
-            "select": self.select,
+            "select": self.select if self.waiting else None,
             "waiting": [list(unit) for unit in self.waiting],
-            "embeddings": self.embeddings if self.select else "in_order",  # elsewhere the stages say it
+            "embeddings": self.embeddings,
         }
-        return {key: value for key, value in own.items() if value != _OPTIONAL.get(key, ...)}
+        return {key: value for key, value in own.items() if value != OPTIONAL.get(key, ...)}
 
     @classmethod
     def from_dict(cls, data: Any) -> UnfreezingSchedule:
@@ -359,27 +392,8 @@ class UnfreezingSchedule(Schedule):
         Raises:
             ConfigurationError: A key is missing or unknown, or a value is not usable.
         """
-        required = ("interval", "groups", "stages")
-        known = (*required, *_OPTIONAL)
-        if not isinstance(data, dict):
-            raise ConfigurationError("A schedule is a mapping.", got=type(data).__name__, allowed=known)
-        for key in data:
-            if key not in known:
-                raise ConfigurationError("Unknown key in a schedule.", got=key, fix=did_you_mean(str(key), known))
-        for key in required:
-            if key not in data:
-                raise ConfigurationError("A schedule lacks a key.", got=sorted(data), allowed=required)
-        lists = {"groups": [data["groups"]], "stages": data["stages"], "waiting": data.get("waiting", [])}
-        for field, rows in lists.items():
-            if not isinstance(rows, list) or not all(
-                isinstance(row, list) and all(isinstance(name, str) for name in row) for row in rows
-            ):
-                raise ConfigurationError(
-                    f"'{field}' of a schedule has the wrong form.",
-                    got=data[field],
-                    allowed="a list of group names" if field == "groups" else "a list of lists of group names",
-                )
-        return cls(data["groups"], **{key: value for key, value in data.items() if key != "groups"})
+        settings = checked_settings(data)
+        return cls(settings.pop("groups"), **settings)
 
     def to_yaml(self) -> str:
         """Editable YAML with one line a stage; :meth:`from_yaml` reads it back.
@@ -395,29 +409,7 @@ class UnfreezingSchedule(Schedule):
               - [block.0]  # from update 5
             <BLANKLINE>
         """
-        settings = self.to_dict()
-        table = self.table()[self._before :]
-        rows = [f"  - {flow(row.released)}" for row in table]
-        width = max(map(len, rows))
-        lines = [
-            "# Unfreezing schedule. interval: updates per stage (integer, fraction of training, or auto).",
-            "# stages: the groups each stage adds to the trained ones; groups left out are never trained.",
-            f"interval: {self.interval}",
-            f"groups: {flow(self.groups)}",
-        ]
-        lines += [f"{key}: {settings[key]}" for key in ("release", "first", "embeddings") if key in settings]
-        if self.start:
-            lines.append(f"start: {self.start}  # before it, all groups below train")
-        lines.append("stages:")
-        for row, stage in zip(rows, table, strict=True):
-            when = "once decided" if stage.start is None else f"from update {stage.start}"
-            lines.append(f"{row:<{width}}  # {when}")
-        if self.select:
-            at = self._starts[self._before + len(self.stages) :]
-            updates = f"updates {', '.join(map(str, at))}" if at else "every release, once the interval is decided"
-            lines += [f"select: {self.select}  # chooses one of these at {updates}", "waiting:"]
-            lines += [f"  - {flow(unit)}" for unit in self.waiting]
-        return "\n".join(lines) + "\n"
+        return as_yaml(self)
 
     @classmethod
     def load(cls, path: str | PathLike[str], groups: Sequence[str]) -> UnfreezingSchedule:

@@ -338,6 +338,13 @@ def load_tokenizer(model_name: str, *, revision: str | None = None) -> PreTraine
 
 def not_loaded(what: str, model_name: str, error: Exception) -> UnsupportedModelError:
     """The error for what ``from_pretrained`` could not load."""
+    if Path(resolve_model(model_name)).is_dir():  # nothing is wrong with the name
+        return UnsupportedModelError(
+            f"The {what} cannot be loaded: {error}",
+            got=model_name,
+            allowed="a folder that save_pretrained or the Trainer has written to its end",
+            fix="A file in the folder is missing or broken: save it again, or use another checkpoint.",
+        )
     return UnsupportedModelError(
         f"The {what} cannot be loaded: {error}",
         got=model_name,

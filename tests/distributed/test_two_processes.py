@@ -51,7 +51,9 @@ def one(tmp_path_factory):
         return worker.train(folder, plain)
 
     def of(name):
-        return train(name.replace(" checkpointing", "").replace(" rewrap", "").replace(" with search", ""))
+        for word in (" checkpointing", " compiled", " rewrap", " with search"):
+            name = name.replace(word, "")
+        return train(name)
 
     return of
 
@@ -70,7 +72,7 @@ def assert_close(ours, theirs):
 def test_ranks_agree_bit_for_bit(two, name):
     first, second = (rank[name] for rank in two)
     assert not [key for key in differences(first["outcome"], second["outcome"]) if key != "rng"]
-    for key in ("stages", "decision", "records", "eval_loss"):
+    for key in ("stages", "changes", "decision", "records", "eval_loss"):
         assert first[key] == second[key]
 
 
@@ -78,6 +80,7 @@ def test_ranks_agree_bit_for_bit(two, name):
 def test_two_processes_equal_one_on_the_same_global_batch(one, two, name):
     ours, theirs = two[0][name], one(name)
     assert ours["stages"] == theirs["stages"]
+    assert ours["changes"] == theirs["changes"]
     assert [stage for _, stage in ours["stages"]] == list(range(4 if "lora" in name else 5))  # no LoRA in embeddings
     assert ours["decision"] == theirs["decision"] == (AUTO_DECISION if name.startswith("auto ") else None)
     for key, gradient in theirs["gradient"].items():
@@ -131,6 +134,17 @@ def test_rewrapped_trainer_can_train_without_the_callback(two):
         assert not differences(weights(first[moment]), weights(second[moment]))
     moved = differences(weights(first["before"]), weights(first["after"]))
     assert "weight/bert.embeddings.word_embeddings.weight" in moved
+
+
+def test_learning_rates_by_layer_group(two, tmp_path):
+    first, second = (rank["rates"] for rank in two)
+    assert not differences(weights(first["outcome"]), weights(second["outcome"]))
+    theirs = worker.train_with_rates(tmp_path)
+    assert first["rates"] == second["rates"] == theirs["rates"]
+    switch = next(record for record in theirs["rates"] if record["step"] == AUTO_DECISION)
+    assert switch["factors"] == {"head": 1.0, "block.2": pytest.approx(1 / 6)}
+    assert_close(weights(first["outcome"]), weights(theirs["outcome"]))
+    assert differences(weights(first["outcome"]), weights(two[0][worker.WITH_RATES]["outcome"]))
 
 
 @pytest.mark.parametrize("name", ["fixed 1", *REWRAPPED])
@@ -259,7 +273,9 @@ def test_a_study_runs_under_a_launcher(tmp_path):
     project = make_project(tmp_path / "project")
     path = write_yaml(project / "study.yaml", study_settings(project))
     done = subprocess.run(
-        [*LAUNCHER, "recipes/run.py", "--config", str(path), "--study.seeds", "[1]"],
+        # Without re-wrapping, the search for unused parameters could not be switched off.
+        [*LAUNCHER, "recipes/run.py", "--config", str(path), "--study.seeds", "[1]",
+         "--training.ddp_rewrap", "true", "--training.ddp_find_unused_parameters", "false"],
         cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from peft import LoraConfig, get_peft_model
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from transformers import TrainerCallback, set_seed
 
+from hf_early_ood.callbacks.learning_rates import LearningRatesCallback
+from hf_early_ood.callbacks.refreezing import AutoFreezeCallback, LISACallback
 from hf_early_ood.callbacks.rewrapping import ddp_of
+from hf_early_ood.callbacks.staged import StagedCallback
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.errors import UnsupportedSetupError
 from hf_early_ood.trainer import EarlyOODArguments, EarlyOODTrainer
@@ -33,15 +37,19 @@ AUTO = {
     "max_step": 3,
 }
 AUTO_DECISION = 2
-CALLBACKS: dict[str, dict[str, Any]] = {
-    "fixed": {"interval": 2},
-    "auto": AUTO,
-    "auto_decision_fixed": {"interval": AUTO_DECISION, "self_check": False},
+CALLBACKS: dict[str, partial[StagedCallback]] = {
+    "fixed": partial(GradualUnfreezingCallback, interval=2),
+    "auto": partial(GradualUnfreezingCallback, **AUTO),
+    "auto_decision_fixed": partial(GradualUnfreezingCallback, interval=AUTO_DECISION, self_check=False),
+    "selected": partial(GradualUnfreezingCallback, interval=2, order="fisher_trace", probe_size=14, probe_batch_size=4),
+    "lisa": partial(LISACallback, interval=2, num_groups=1, seed=1, optimizer_state="reset"),
+    "settled": partial(AutoFreezeCallback, interval=2),
 }
 REWRAP = {"ddp_rewrap": True}
 # What a user who re-wraps would set: nothing has to be searched for.
 REWRAP_FAST = {**REWRAP, "ddp_find_unused_parameters": False}
 CHECKPOINTING = {"activation_checkpointing": True}
+COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
 # Callback, accumulation, LoRA, and further arguments.
 SCENARIOS: dict[str, tuple[str, int, bool, dict[str, Any]]] = {
     "fixed 1": ("fixed", 1, False, {}),
@@ -59,10 +67,19 @@ SCENARIOS: dict[str, tuple[str, int, bool, dict[str, Any]]] = {
     "auto_decision_fixed 1": ("auto_decision_fixed", 1, False, {}),
     "auto_decision_fixed 2": ("auto_decision_fixed", 2, False, {}),
     "auto_decision_fixed 2 rewrap": ("auto_decision_fixed", 2, False, REWRAP_FAST),
+    "fixed 2 compiled": ("fixed", 2, False, COMPILED),
+    "fixed 2 compiled rewrap": ("fixed", 2, False, {**COMPILED, **REWRAP_FAST}),
+    "selected 1": ("selected", 1, False, {}),
+    "lisa 2": ("lisa", 2, False, {}),
+    "lisa 2 rewrap": ("lisa", 2, False, REWRAP_FAST),
+    "settled 2": ("settled", 2, False, {}),
+    "settled 2 rewrap": ("settled", 2, False, REWRAP_FAST),
 }
 # What is interrupted after which update, and in which folder.
 MID_STAGE, BEFORE_DECISION = ("fixed 2 rewrap", 5), ("auto 2", AUTO_DECISION - 1)
 PARTS, BEGUN_ON_ONE = "parts", "begun_on_one"
+WITH_RATES = "auto 2 rewrap"
+RATES = {"layer_decay": 0.5, "release_warmup": 2, "release_state": "reset", "switch_factor": 0.1, "switch_at": "auto"}
 _REENTRANT = {**CHECKPOINTING, "activation_checkpointing_kwargs": {"use_reentrant": True}}
 # Arguments, and what the error says.
 _WAITS = "waits for the gradients of frozen layers, which never come"
@@ -125,7 +142,7 @@ def trainer_for(folder: Path, name: str, callbacks: list[TrainerCallback], **mor
     callback, accumulation, lora, arguments = SCENARIOS[name]
     trainer = make_trainer(
         folder / name,
-        [GradualUnfreezingCallback(**CALLBACKS[callback]), TouchBuffer(), *callbacks],
+        [CALLBACKS[callback](), TouchBuffer(), *callbacks],
         model=model_without_dropout(lora),
         trainer_class=Counting,
         arguments_class=EarlyOODArguments,
@@ -152,6 +169,7 @@ def result(trainer: Counting, gradient: Any = None) -> dict[str, Any]:
         "gradient": gradient,
         "decision": callback.decision.step if callback.decision else None,
         "stages": [(event["step"], event["stage"]) for event in events],
+        "changes": [(event["released"], event.get("frozen", [])) for event in events],
         "records": [record for record in callback.records if "measure" in record],
         "bytes": [4 * event["trainable_parameters"] for event in events],
         "reduced": trainer.reduced,
@@ -165,6 +183,14 @@ def train(folder: Path, name: str) -> dict[str, Any]:
     trainer = trainer_for(folder, name, [recorder])
     trainer.train()
     return result(trainer, recorder.gradient)
+
+
+def train_with_rates(folder: Path) -> dict[str, Any]:
+    """With a learning rate of its own for every layer group."""
+    rates = LearningRatesCallback(**RATES)
+    trainer = trainer_for(folder / "rates", WITH_RATES, [rates])
+    trainer.train()
+    return {**result(trainer), "rates": rates.records}
 
 
 def interrupt(folder: Path, name: str, step: int) -> None:
@@ -216,6 +242,7 @@ def main() -> None:
     interrupt(folder / PARTS, *MID_STAGE)
     results["in two parts"] = resume(folder / PARTS, *MID_STAGE)
     results["begun on one"] = resume(folder / BEGUN_ON_ONE, *BEFORE_DECISION)
+    results["rates"] = train_with_rates(folder)
     results["again"] = train_again_without_the_callback(folder)
     results["refused"] = refusals(folder)
     results["drifts"] = drifts.all_of_them(folder)

@@ -245,7 +245,7 @@ def test_unusable_settings_of_the_trace(settings: dict[str, Any], message: str) 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_products": 0}, "number of products is not usable"),
+        ({"num_products": 0}, "num_products is not usable"),
         ({"tolerance": -1.0}, "tolerance is not usable"),
         ({"tolerance": math.nan}, "tolerance is not usable"),
         ({"matrix": "hesse"}, "Did you mean 'hessian'"),

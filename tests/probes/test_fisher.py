@@ -352,7 +352,7 @@ def test_overflowing_gradients_are_an_error() -> None:
         ({"labels": "sample"}, "Did you mean 'sampled'"),
         ({"estimator": "exakt"}, "Did you mean 'exact'"),
         ({"parameters": "trainables"}, "Did you mean 'trainable'"),
-        ({"num_draws": 0}, "number of sign draws"),
+        ({"num_draws": 0}, "num_draws is not usable"),
     ],
 )
 def test_unknown_settings(settings: dict, message: str) -> None:

@@ -9,16 +9,14 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
-from hf_early_ood.errors import ConfigurationError, DataError, UnsupportedModelError
+from hf_early_ood.errors import DataError, UnsupportedModelError
 from hf_early_ood.probes.likelihood import (
-    LABEL_CHOICES,
     ClassificationLikelihood,
     MultiLabelLikelihood,
     QuestionAnsweringLikelihood,
     RegressionLikelihood,
     Scorer,
     TokenLikelihood,
-    check_choice,
     likelihood_for,
 )
 from tests import families
@@ -208,10 +206,3 @@ def test_answers_outside_of_the_input_do_not_count() -> None:
         likelihood.nll((start, end), {**given, "start_positions": torch.tensor([0, -1, 2, 3])})
     with pytest.raises(DataError, match="one start and one end per example"):
         likelihood.nll((start, end), {**given, "start_positions": torch.zeros(B, 2).long()})
-
-
-def test_check_choice() -> None:
-    for name in LABEL_CHOICES:
-        check_choice("labels", name, LABEL_CHOICES)
-    with pytest.raises(ConfigurationError, match=r"Unknown labels\. Got: mode\. Allowed: sampled, expected"):
-        check_choice("labels", "mode", LABEL_CHOICES)

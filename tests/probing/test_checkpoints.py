@@ -9,7 +9,7 @@ import pytest
 from hf_early_ood import experiment
 from hf_early_ood.config import load_run
 from hf_early_ood.errors import ConfigurationError, DataError
-from hf_early_ood.probing.checkpoints import find_saved_models
+from hf_early_ood.probing.checkpoints import find_saved_models, weights_sha256
 from tests.tiny_project import make_project, run_settings, write_yaml
 
 
@@ -47,6 +47,28 @@ def test_one_model(tmp_path):
     assert steps(tmp_path / "checkpoint-40") == [(40, "checkpoint-40")]
 
 
+def test_update_is_known_or_not(tmp_path):
+    touch(tmp_path / "model", tmp_path / "checkpoint-0")
+    assert not find_saved_models(tmp_path / "model")[0].step_known
+    assert find_saved_models(tmp_path / "checkpoint-0")[0].step_known
+    assert not find_saved_models("some/model")[0].step_known
+    (tmp_path / "model" / "trainer_state.json").write_text(json.dumps({"global_step": 0}))
+    assert find_saved_models(tmp_path / "model")[0].step_known
+
+
+def test_hash_is_that_of_the_files_as_they_are_now(tmp_path):
+    touch(tmp_path / "model")
+    assert weights_sha256(str(tmp_path / "model")) is None
+    weights = tmp_path / "model" / "model.safetensors"
+    found = []
+    for content in (b"one", b"four", b"one"):
+        weights.write_bytes(content)
+        found.append(weights_sha256(str(tmp_path / "model")))
+    assert found[0] == found[2] != found[1]
+    (tmp_path / "model" / "training_args.bin").write_bytes(b"no weights")
+    assert weights_sha256(str(tmp_path / "model")) == found[0]
+
+
 def test_final_model_of_a_run(tmp_path):
     project = make_project(tmp_path)
     settings = run_settings(project, intervention={"method": "standard"}, training__max_steps=6)
@@ -77,4 +99,4 @@ def test_folders_without_a_model(tmp_path, make, name, message):
 def test_names_are_left_to_the_hub():
     assert steps("some/model") == [(0, "some/model")]
     with pytest.raises(ConfigurationError, match="no such bundled model"):
-        find_saved_models("bundled:nonsense")[0].weights_sha256()
+        weights_sha256(find_saved_models("bundled:nonsense")[0].path)

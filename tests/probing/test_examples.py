@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from hf_early_ood.errors import ConfigurationError, DataError
 from hf_early_ood.probes.batches import ProbeSet
-from hf_early_ood.probing import probe_checkpoints, probe_model
+from hf_early_ood.probing import loading, probe_checkpoints, probe_model
 from hf_early_ood.probing.examples import Padding, make_probe_set
 from hf_early_ood.probing.loading import read_blueprint
 from hf_early_ood.sources import SplitSpec
@@ -220,8 +220,75 @@ def test_tokenized_for_another_vocabulary(tmp_path):
 
 def test_label_column_of_tokenized_data(tmp_path):
     save_task(tmp_path, "bert", "sequence_classification")
-    with pytest.raises(DataError, match="label=stars"):
-        make_probe_set(request(tmp_path, "model", "data", label="stars"), read_blueprint(str(tmp_path / "model")), None)
+    for label in ("stars", "labels"):
+        with pytest.raises(ConfigurationError, match=f"--label would have no effect.*label={label}"):
+            make_probe_set(
+                request(tmp_path, "model", "data", label=label), read_blueprint(str(tmp_path / "model")), None
+            )
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("text", "text"), ("text_pair", "b"), ("max_length", 16), ("label_names", ("a", "b")), ("tokenizer", "model")],
+)
+def test_options_without_effect_on_tokenized_data(tmp_path, option, value):
+    save_task(tmp_path, "bert", "sequence_classification")
+    asked = request(tmp_path, "model", "data", **{option: value})
+    with pytest.raises(ConfigurationError, match=f"--{option.replace('_', '-')} would have no effect: the data is tok"):
+        make_probe_set(asked, read_blueprint(asked.model), None)
+
+
+def test_label_names_without_effect_on_texts(project):
+    given = {"label_names": ("bad", "good")}
+    with pytest.raises(ConfigurationError, match="--label-names would have no effect: no measure needs labels"):
+        probe_set(project, "named", "train.jsonl", **given)
+    scored = rewritten(project, "scores.jsonl", label=lambda row, i: i / 8)
+    with pytest.raises(ConfigurationError, match="--label-names would have no effect: the labels of a regression"):
+        probe_set(project, "regression", scored, label="label", label_names=("score",))
+    families.build("gpt2", task="causal_lm").save_pretrained(project / "language_model")
+    with pytest.raises(ConfigurationError, match="--label would have no effect: the labels of a language model"):
+        probe_set(project, "language_model", "train.jsonl", label="label")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"text": "txt"}, "Got: txt.*Did you mean 'text'.*--text"),
+        ({"text_pair": "second"}, "Got: second.*--text-pair"),
+        ({"label": "stars"}, "Got: stars.*--label"),
+        ({"label": "odd", "measures": ("average_sharpness",)}, "labels as the model does.*--label-names"),
+        ({"label": "odd", "label_names": ("a", "b"), "measures": ("average_sharpness",)}, "one of those of --label-na"),
+    ],
+)
+@pytest.mark.parametrize("model", ["named", "regression"])
+def test_errors_speak_of_options_of_probe(project, options, message, model):
+    odd = rewritten(project, "odd.jsonl", odd=lambda row, i: "meh" if i == 3 else row["label"])
+    if model == "regression" and "odd" in options.values():
+        return
+    with pytest.raises(DataError, match=message) as caught:
+        probe_set(project, model, odd, **options)
+    assert "training" not in str(caught.value)
+    assert "data.text" not in str(caught.value)
+
+
+def test_new_head_speaks_of_options_of_probe(project):
+    with pytest.raises(DataError, match=r"A column is not there. Got: stars.*--label"):
+        probe_checkpoints(request(project, "model", allow_new_head=True, label="stars"))
+
+
+@pytest.mark.parametrize("task", ["token_classification", "masked_lm", "causal_lm", "question_answering"])
+def test_data_in_which_nothing_is_predicted(tmp_path, task, monkeypatch):
+    """Before a model is loaded."""
+    _, rows = save_task(tmp_path, "gpt2" if task == "causal_lm" else "bert", task)
+    for row in rows:
+        if task == "question_answering":
+            row |= {"start_positions": len(row["input_ids"]), "end_positions": 500}
+        else:
+            row["labels"] = [-100] * len(row["labels"])
+    Dataset.from_list(rows).save_to_disk(tmp_path / "nothing")
+    monkeypatch.setattr(loading.Blueprint, "load", lambda *a, **k: pytest.fail("loaded"))
+    with pytest.raises(DataError, match="Nothing is predicted for any example"):
+        probe_checkpoints(request(tmp_path, "model", "nothing", measures=("average_sharpness",)))
 
 
 def test_names_of_tags_must_be_those_of_the_model(tmp_path):

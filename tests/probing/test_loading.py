@@ -9,10 +9,11 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertForSequenceClassification
 
-from hf_early_ood.errors import UnsupportedModelError
+from hf_early_ood.errors import ResumeError, UnsupportedModelError
 from hf_early_ood.probing import load_saved_model, probe_checkpoints
+from hf_early_ood.probing.checkpoints import weights_sha256
 from hf_early_ood.probing.loading import read_blueprint
 from tests import families
 from tests.probing.saved import request, save_classifier
@@ -100,13 +101,63 @@ def test_adapter_without_a_weight(project):
         load_saved_model(str(project / "adapter"))
 
 
-@pytest.mark.parametrize(("base", "message"), [(None, "does not say which model"), ("./gone", "cannot be loaded")])
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        (None, "does not say which model"),
+        ("./gone", r"base model of the adapter .*adapter cannot be loaded.*Got: ./gone"),
+    ],
+)
 def test_adapter_without_its_base(project, base, message):
     save_adapter(project)
     path = project / "adapter" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": base}))
     with pytest.raises(UnsupportedModelError, match=message):
         load_saved_model(str(project / "adapter"))
+
+
+def test_broken_base_is_named_rather_than_the_adapter(project):
+    save_adapter(project)
+    (project / "model" / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(
+        UnsupportedModelError, match=r"base model of the adapter .*Got: .*project/model\. .*missing or br"
+    ):
+        load_saved_model(str(project / "adapter"))
+
+
+def test_revision_of_the_base_is_that_of_the_adapter(project, monkeypatch):
+    save_adapter(project)
+    path = project / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "revision": "v1"}))
+    asked = []
+    for owner in (AutoConfig, BertForSequenceClassification):
+        original = owner.from_pretrained
+
+        def noting(name, *arguments, original=original, **settings):
+            asked.append((name, settings.get("revision")))
+            return original(name, *arguments, **settings)
+
+        monkeypatch.setattr(owner, "from_pretrained", noting)
+    blueprint = read_blueprint(str(project / "adapter"), revision="of-the-adapter")
+    blueprint.load()
+    assert asked == [(str(project / "model"), "v1")] * 2
+    assert (blueprint.base, blueprint.base_revision, blueprint.revision) == (
+        str(project / "model"), "v1", "of-the-adapter",
+    )  # fmt: skip
+
+
+def test_base_of_an_adapter_is_recorded_and_recognized(project, tmp_path):
+    save_adapter(project)
+    asked = request(project, "adapter", tokenizer=str(project / "model"))
+    (model,) = probe_checkpoints(asked, output=tmp_path / "probe").models
+    assert model.base == str(project / "model")
+    assert model.base_sha256 == weights_sha256(str(project / "model"))
+    assert model.weights_sha256 not in (None, model.base_sha256)
+    assert json.loads((tmp_path / "probe" / "probe.json").read_text())["models"][0]["base"] == model.base
+    weights = project / "model" / "model.safetensors"
+    save_file({name: value + 1 for name, value in load_file(weights).items()}, weights, metadata={"format": "pt"})
+    with pytest.raises(ResumeError, match="adapter has other weights than when it was measured"):
+        probe_checkpoints(asked, output=tmp_path / "probe")
 
 
 @pytest.mark.parametrize(

@@ -258,14 +258,81 @@ def test_killed_process_is_gone_on_from(project, tmp_path, monkeypatch):
     ("change", "message"),
     [
         ({"seed": 1}, "differs in seed"),
-        ({"measures": BOTH}, "differs in measures"),
-        ({"settings": {"fisher_trace": {"labels": "argmax"}}}, r"differs in settings\.fisher_trace"),
+        ({"settings": {"fisher_trace": {"labels": "argmax"}}}, r"differs in settings\.fisher_trace\.labels"),
     ],
 )
 def test_folder_with_other_settings_is_refused(project, tmp_path, change, message):
     probe_checkpoints(request(project), output=tmp_path / "series")
     with pytest.raises(ResumeError, match=message):
         probe_checkpoints(request(project, **change), output=tmp_path / "series")
+
+
+def test_further_measures_are_added(project, tmp_path, monkeypatch):
+    """The texts get labels for the second one, which changes the tensors and not the examples."""
+    from hf_early_ood.callbacks import measuring
+
+    first = probe_checkpoints(request(project), output=tmp_path / "series")
+    taken, original = [], measuring.measure
+    monkeypatch.setattr(measuring, "measure", lambda *a, **k: taken.append(a[0]) or original(*a, **k))
+    only = {"measures": ("average_sharpness",), "settings": CHEAP_SHARPNESS}
+    both = probe_checkpoints(request(project, **only), output=tmp_path / "series")
+    assert taken == ["average_sharpness"] * 3
+    assert both.request.measures == BOTH
+    assert values(both) == values(probe_checkpoints(request(project, measures=BOTH, settings=CHEAP_SHARPNESS)))
+    assert {key: v for key, v in values(both).items() if key[1] == "fisher_trace"} == values(first)
+    record = json.loads((tmp_path / "series" / names.PROBE_FILE).read_text())
+    assert record["request"]["measures"] == list(BOTH)
+    assert record["request"]["settings"] == CHEAP_SHARPNESS
+    del taken[:]
+    assert values(probe_checkpoints(request(project), output=tmp_path / "series")) == values(both)
+    assert taken == []
+    with pytest.raises(ResumeError, match=r"differs in settings\.average_sharpness\.num_draws"):
+        probe_checkpoints(
+            request(project, measures=BOTH, settings={"average_sharpness": {"num_draws": 4}}),
+            output=tmp_path / "series",
+        )
+
+
+def test_further_measure_of_a_new_checkpoint_and_an_old_one(project, tmp_path):
+    shutil.move(project / "out" / "checkpoint-4", tmp_path / "later")
+    probe_checkpoints(request(project), output=tmp_path / "series")
+    shutil.move(tmp_path / "later", project / "out" / "checkpoint-4")
+    plan = check_probe(request(project, measures=BOTH, settings=CHEAP_SHARPNESS), output=tmp_path / "series")
+    assert [item.missing for item in plan.models] == [("average_sharpness",), BOTH, ("average_sharpness",)]
+
+
+def test_measure_without_a_value_in_the_folder_is_not_held(project, tmp_path):
+    """What could not be taken is neither wanted again nor in the way of other settings."""
+    for step in (2, 4, 10):
+        spoil(project / "out" / f"checkpoint-{step}", "NaN")
+    save_classifier(project / "model", project / "out" / "checkpoint-20")
+    failing = {"measures": BOTH, "settings": {"average_sharpness": {"num_draws": 2, "rho": 1e30}}}
+    report = probe_checkpoints(request(project, **failing), output=tmp_path / "series")
+    assert set(report.failures) == {"checkpoint-2", "checkpoint-4", "checkpoint-10", "checkpoint-20"}
+    again = probe_checkpoints(request(project, measures=BOTH, settings=CHEAP_SHARPNESS), output=tmp_path / "series")
+    assert again.request.settings == CHEAP_SHARPNESS
+    assert [key for key, value in values(again).items() if value is not None] == [
+        (20, "fisher_trace"), (20, "average_sharpness"),
+    ]  # fmt: skip
+
+
+def test_output_that_cannot_be_written(project, tmp_path, monkeypatch):
+    from hf_early_ood.probing import series
+
+    monkeypatch.setattr(series, "measurements", lambda *a: pytest.fail("measured"))
+    (tmp_path / "file").write_text("mine")
+    for there in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300)):
+        for act in (probe_checkpoints, check_probe):
+            with pytest.raises(ConfigurationError, match="output folder cannot be written"):
+                act(request(project), output=there)
+    assert (tmp_path / "file").read_text() == "mine"
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hf_early_ood.probing.output.write_json", full)
+    with pytest.raises(ConfigurationError, match=r"cannot be written.*No space left"):
+        probe_checkpoints(request(project), output=tmp_path / "full")
 
 
 def test_folder_with_other_weights_or_data_is_refused(project, tmp_path):
@@ -275,6 +342,18 @@ def test_folder_with_other_weights_or_data_is_refused(project, tmp_path):
         probe_checkpoints(request(project), output=tmp_path / "series")
     (project / "train.jsonl").write_text((project / "train.jsonl").read_text().replace("very", "quite"))
     with pytest.raises(ResumeError, match="The data has changed"):
+        probe_checkpoints(request(project), output=tmp_path / "series")
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    ["{", "[]", '{"request": 3}', '{"request": {}, "models": [{}]}', {"models": [{"stage": 1}]}, {"started": 3}],
+)
+def test_record_that_cannot_be_read_is_refused(project, tmp_path, spoiled):
+    probe_checkpoints(request(project), output=tmp_path / "series")
+    path = tmp_path / "series" / names.PROBE_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), **spoiled}) if isinstance(spoiled, dict) else spoiled)
+    with pytest.raises(ResumeError, match="is not the record of a measurement"):
         probe_checkpoints(request(project), output=tmp_path / "series")
 
 
@@ -297,10 +376,30 @@ def test_folder_in_which_nothing_was_measured_is_free(project, tmp_path):
 
 def test_check_says_what_would_be_measured(project, tmp_path):
     spoil(project / "out" / "checkpoint-4", "cut off")
-    said = check_probe(request(project), output=tmp_path / "series")
-    assert "checkpoint-2 (update 2): can be measured" in said
-    assert "checkpoint-4 (update 4): cannot be measured" in said
+    plan = check_probe(request(project), output=tmp_path / "series")
+    assert "checkpoint-2 (update 2): can be measured" in plan.text()
+    assert "checkpoint-4 (update 4): cannot be measured" in plan.text()
+    assert list(plan.failures) == ["checkpoint-4"]
     assert not (tmp_path / "series").exists()
+
+
+def test_check_counts_what_was_measured_before(project, tmp_path):
+    probe_checkpoints(request(project), output=tmp_path / "series")
+    spoil(project / "out" / "checkpoint-4", "no config")  # nothing is to be measured of it
+    plan = check_probe(request(project), output=tmp_path / "series")
+    assert "checkpoint-4 (update 4): 1 of 1 measured before" in plan.text()
+    assert not plan.failures
+
+
+def test_update_that_is_not_known(project):
+    model = shutil.copytree(project / "out" / "checkpoint-4", project / "somewhere")
+    assert "somewhere (update not known): can be measured" in check_probe(request(project, model)).text()
+    (described,) = probe_checkpoints(request(project, model)).models
+    assert (described.step, described.step_known) == (0, False)
+    fresh = check_probe(request(project, "model", allow_new_head=True))
+    assert "model (update 0): can be measured" in fresh.text()
+    (known,) = probe_checkpoints(request(project, "out/checkpoint-4")).models
+    assert known.step_known
 
 
 def test_device_that_is_not_there(project, monkeypatch):
@@ -316,7 +415,7 @@ def test_device_that_is_not_there(project, monkeypatch):
         ({"measures": ()}, "nothing to measure"),
         ({"measures": ("fisher_trace",) * 2}, "named twice"),
         ({"settings": {"fisher_trace": {"lables": "x"}}}, "Did you mean 'labels'"),
-        ({"settings": {"fisher_trace": {"num_draws": 2.5}}}, "num_draws of fisher_trace.*a whole number"),
+        ({"settings": {"fisher_trace": {"num_draws": 2.5}}}, "fisher_trace: num_draws is not usable.*a whole number"),
         ({"settings": {"fisher_trace": {"parameters": "all"}}}, "--parameters"),
         ({"settings": {"average_sharpness": {"rho": 1}}}, "not taken"),
         ({"parameters": "some"}, "Unknown parameters"),
@@ -324,6 +423,20 @@ def test_device_that_is_not_there(project, monkeypatch):
         ({"size": 0}, "size is not usable"),
         ({"max_length": 0}, "max_length is not usable"),
         ({"seed": -1}, "seed is not usable"),
+        ({"size": "16"}, "size is not usable. Got: '16'"),
+        ({"batch_size": 0}, "batch_size is not usable"),
+        ({"batch_size": "4"}, "batch_size is not usable"),
+        ({"seed": 1.5}, "seed is not usable"),
+        ({"text": 3}, "text is not usable"),
+        ({"label_names": "good"}, "label_names is not usable"),
+        ({"label_names": (0, 1)}, "label_names is not usable. Got: 0"),
+        ({"allow_new_head": "yes"}, "allow_new_head is not usable"),
+        ({"settings": {"fisher_trace": {"labels": "sampld"}}}, "fisher_trace: Unknown labels"),
+        ({"measures": ("average_sharpness",), "settings": {"average_sharpness": {"rho": -1}}}, "rho is not usable"),
+        (
+            {"measures": ("worst_case_sharpness",), "settings": {"worst_case_sharpness": {"steps": "5"}}},
+            "worst_case_sharpness: steps is not usable. Got: '5'",
+        ),
     ],
 )
 def test_unusable_requests(tmp_path, changes, message):
@@ -335,3 +448,34 @@ def test_unusable_requests(tmp_path, changes, message):
 def test_whole_numbers_are_numbers(tmp_path, value):
     asked = request(tmp_path, measures=("average_sharpness",), settings={"average_sharpness": {"rho": value}})
     assert asked.settings["average_sharpness"]["rho"] == value
+
+
+def test_paths_and_lists_are_taken(tmp_path):
+    data = SplitSpec(str(tmp_path / "train.jsonl"))
+    asked = ProbeRequest(
+        tmp_path / "out", data, ["fisher_trace"], label_names=["a", "b"], tokenizer=tmp_path / "tokenizer"
+    )
+    assert (asked.model, asked.tokenizer) == (str(tmp_path / "out"), str(tmp_path / "tokenizer"))
+    assert (asked.measures, asked.label_names) == (("fisher_trace",), ("a", "b"))
+    assert ProbeRequest("out", data, "fisher_trace").measures == ("fisher_trace",)
+    for wrong in ({"model": 3}, {"data": str(tmp_path / "train.jsonl")}):
+        with pytest.raises(ConfigurationError, match=f"{next(iter(wrong))} is not usable"):
+            ProbeRequest(**{"model": "out", "data": data, **wrong})
+
+
+def test_batch_is_as_large_as_the_probe_set_at_most(tmp_path):
+    data = SplitSpec("data.jsonl")
+    assert [ProbeRequest("out", data, size=size).batch_size for size in (16, 32, 100)] == [16, 32, 32]
+    assert ProbeRequest("out", data, size=100, batch_size=50).batch_size == 50
+
+
+def test_what_a_picture_says(tmp_path):
+    (tmp_path / "train.jsonl").write_text("")
+    asked = request(tmp_path, measures=BOTH, seed=3)
+    assert asked.on_what("fisher_trace") == "8 examples of train.jsonl, seed 3, sampled labels"
+    assert asked.on_what("average_sharpness") == "8 examples of train.jsonl, seed 3, the labels of the data"
+
+
+def test_revision_of_a_local_model_would_have_no_effect(project):
+    with pytest.raises(ConfigurationError, match="--revision would have no effect"):
+        probe_checkpoints(request(project, revision="main"))

@@ -1,69 +1,162 @@
+"""What must hold for every schedule."""
+
 from __future__ import annotations
 
+import json
 import math
+import re
+from itertools import pairwise
 
-from hypothesis import given
+import numpy as np
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hf_early_ood.schedules import UnfreezingSchedule
-from hf_early_ood.stabilization import StabilizationDetector
+from hf_early_ood.errors import ConfigurationError
+from hf_early_ood.schedules import EMBEDDINGS_POLICIES, ORDERS, UnfreezingSchedule, settled_prefix
 
-GROUPS = st.integers(1, 12).map(lambda n: ["embeddings", *[f"block.{i}" for i in range(n)], "head"])
+
+@st.composite
+def settings_of_schedules(draw) -> dict:
+    """Arguments of a schedule, its groups included."""
+    groups = ["embeddings", *[f"block.{i}" for i in range(draw(st.integers(1, 6)))], "head"]
+    return {
+        "groups": groups,
+        "interval": draw(st.integers(1, 12)),
+        "order": draw(
+            st.one_of(st.sampled_from(ORDERS), st.permutations(groups), st.lists(st.sampled_from(groups), unique=True))
+        ),
+        "initial": draw(st.sampled_from([["head"], ["head", "block.-1"], ["embeddings"], ["/[02d]/"], ["/./"]])),
+        "release": draw(st.one_of(st.sampled_from(["interval", "all_at_once"]), st.integers(1, 30))),
+        "first": draw(st.integers(1, 3)),
+        "start": draw(st.integers(0, 9)),
+        "embeddings": draw(st.sampled_from(EMBEDDINGS_POLICIES)),
+        "seed": draw(st.integers(0, 5)),
+    }
+
+
+def with_choices(schedule: UnfreezingSchedule, draw) -> UnfreezingSchedule:
+    """The schedule with all that it leaves open chosen at random."""
+    while schedule.candidates():
+        schedule = schedule.chosen(draw(st.sampled_from(schedule.candidates())))
+    return schedule
+
+
+@given(settings_of_schedules(), st.data())
+def test_schedules_only_grow_and_make_k_updates_a_stage(settings, data):
+    planned = UnfreezingSchedule(**settings)
+    schedule = with_choices(planned, data.draw)
+    interval, first, start = settings["interval"], settings["first"], settings["start"]
+    span = settings["release"] if isinstance(settings["release"], int) else 0
+    steps = range(start + (first + len(settings["groups"])) * interval + span + 3)
+    stages = [schedule.stage(step) for step in steps]
+    sets = [set(schedule.trainable(step)) for step in steps]
+
+    assert stages == sorted(stages)
+    assert stages == [planned.stage(step) for step in steps]  # what is chosen changes no timing
+    assert set(schedule.groups) - set(schedule.never_released) == sets[-1]
+    for step in steps[:start]:
+        assert sets[step] == sets[-1] == set(planned.trainable(step))
+    after = sets[start:]
+    assert after[0] == set(schedule.stages[0])
+    assert all(now <= later for now, later in pairwise(after))
+    assert all(
+        list(schedule.trainable(step)) == [name for name in schedule.groups if name in sets[step]] for step in steps
+    )
+
+    # Exactly k updates in each stage; in the first one as many intervals as were asked for.
+    releases, last = schedule.num_releases, schedule.num_stages(len(steps)) - 1
+    assert (last == releases + 1) if start else (last == releases)
+    if releases:
+        assert stages[start:].count(stages[start]) == first * interval
+        assert stages[-1] == last
+        if settings["release"] == "interval":
+            assert all(stages.count(stage) == interval for stage in range(last - releases + 1, last))
+        else:
+            begin = start + first * interval
+            assert stages[begin - 1] < stages[begin]
+            end = begin + (span if releases > 1 else 0)
+            assert stages[end] == last
+            assert releases == 1 or stages[end - 1] < last
+
+
+@given(settings_of_schedules(), st.data())
+def test_schedules_are_what_their_files_say(settings, data):
+    settings["interval"] = data.draw(st.one_of(st.just(settings["interval"]), st.floats(1e-9, 0.99)))
+    if data.draw(st.booleans()):
+        settings |= {"interval": "auto", "start": 0}
+    schedule = UnfreezingSchedule(**settings)
+    for _ in range(data.draw(st.integers(0, 3))):
+        if schedule.candidates():
+            schedule = schedule.chosen(data.draw(st.sampled_from(schedule.candidates())))
+    for again in (
+        UnfreezingSchedule.from_yaml(schedule.to_yaml()),
+        UnfreezingSchedule.from_dict(json.loads(json.dumps(schedule.to_dict()))),
+        schedule.resolve(),
+    ):
+        assert again == schedule
+        assert hash(again) == hash(schedule)
+        assert again.candidates() == schedule.candidates()
+        resolved = [one.resolve(total_updates=100, decided=6) for one in (again, schedule)]
+        assert resolved[0] == resolved[1]
+        assert resolved[0].is_resolved
+        assert [resolved[0].trainable(step) for step in range(99)] == [
+            resolved[1].trainable(step) for step in range(99)
+        ]
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), unique=True, min_size=1, max_size=5))
+def test_any_name_survives_the_file(names):
+    for order in ("top_down", "fisher_trace"):
+        schedule = UnfreezingSchedule(["head", *(name for name in names if name != "head")], interval=1, order=order)
+        assert UnfreezingSchedule.from_yaml(schedule.to_yaml()) == schedule
+
+
+@given(settings_of_schedules(), st.integers(1, 60))
+def test_what_the_length_check_claims_is_true(settings, total):
+    def releases(interval: int) -> list[int]:
+        """Updates of the releases, found by looking at every update."""
+        schedule = UnfreezingSchedule(**{**settings, "interval": interval})
+        end = settings["start"] + 12 * interval * 3 + 200
+        stages = [schedule.stage(step) for step in range(end)]
+        offset = 1 if settings["start"] else 0
+        return [next(s for s in range(end) if stages[s] > n + offset) for n in range(schedule.num_releases)]
+
+    schedule = UnfreezingSchedule(**settings)
+    own = releases(settings["interval"])
+    assume(own)
+    try:
+        told = schedule.check_length(total) or ""
+    except ConfigurationError as error:
+        assert own[0] >= total
+        told = str(error)
+        allowed = re.search(r"Allowed: (?:1 to (\d+) updates|none)", told)
+        longest = int(allowed[1] or 0)
+        assert longest == 0 or releases(longest)[0] < total
+        assert releases(longest + 1)[0] >= total
+        if longest == 0:
+            return
+    else:
+        assert own[0] < total
+        assert ("never released" in told or "never come" in told) == (own[-1] >= total)
+        assert ("never trained" in told) == bool(schedule.never_released)
+        if own[-1] < total:
+            return
+    claimed = re.search(r"(\d+) or less releases every group|no interval releases every group", told)
+    longest = int(claimed[1] or 0)
+    assert longest == 0 or releases(longest)[-1] < total
+    assert releases(longest + 1)[-1] >= total
 
 
 @given(
-    groups=GROUPS,
-    interval=st.integers(1, 50),
-    order=st.sampled_from(["top_down", "bottom_up"]),
-    release=st.sampled_from(["interval", "all_at_once"]),
-    step=st.integers(0, 2000),
+    values=st.lists(st.one_of(st.integers(0, 4).map(float), st.floats(0, 10), st.just(math.nan)), max_size=12),
+    percentile=st.one_of(st.integers(0, 100), st.floats(0, 100)),
 )
-def test_schedule_only_grows_and_makes_k_updates_a_stage(groups, interval, order, release, step):
-    schedule = UnfreezingSchedule(groups, interval=interval, order=order, release=release)
-    now, later = set(schedule.trainable(step)), set(schedule.trainable(step + 1))
-    assert now <= later
-    assert "head" in now
-    assert schedule.stage(step) == min(schedule.num_releases, step // interval)
-    assert set(schedule.trainable(interval * schedule.num_releases)) == set(groups)
-    if schedule.num_releases:
-        assert schedule.stage(interval - 1) == 0
-        assert schedule.stage(interval) == 1
-    assert UnfreezingSchedule.from_yaml(schedule.to_yaml()) == schedule
-
-
-@given(
-    values=st.lists(st.one_of(st.floats(-1e6, 1e6), st.just(math.nan), st.just(math.inf)), min_size=1, max_size=40),
-    window=st.integers(1, 5),
-    tolerance=st.floats(0, 0.5),
-    cut=st.integers(0, 40),
-    max_step=st.one_of(st.none(), st.integers(1, 400)),
-)
-def test_detector_is_causal_and_survives_a_restart(values, window, tolerance, cut, max_step):
-    series = [(10 * i, v) for i, v in enumerate(values)]
-    settings = {"window": window, "tolerance": tolerance, "max_step": max_step}
-    whole = StabilizationDetector.replay(series, **settings)
-    # Causal: what comes after the decision does not change it.
-    if whole is not None:
-        upto = [point for point in series if point[0] <= whole.step]
-        assert StabilizationDetector.replay(upto, **settings) == whole
-        assert StabilizationDetector.replay(upto[:-1], **settings) is None
-    # Restart anywhere.
-    first = StabilizationDetector(**settings)
-    for point in series[:cut]:
-        first.update(*point)
-    second = StabilizationDetector(**settings)
-    second.load_state_dict(first.state_dict())
-    for point in series[cut:]:
-        second.update(*point)
-    assert second.decision == whole
-
-
-@given(
-    values=st.lists(st.floats(0.1, 100), min_size=4, max_size=30),
-    scale=st.sampled_from([2.0**-20, 0.5, 4.0, 2.0**30]),
-)
-def test_detector_does_not_depend_on_the_unit(values, scale):
-    # Powers of two scale exactly in floating point, so equality is exact.
-    plain = StabilizationDetector.replay(list(enumerate(values)), window=2, tolerance=0.05)
-    scaled = StabilizationDetector.replay([(i, v * scale) for i, v in enumerate(values)], window=2, tolerance=0.05)
-    assert (plain and plain.step) == (scaled and scaled.step)
+def test_settled_prefix_is_that_of_numpy(values, percentile):
+    change = {f"block.{i}": value for i, value in enumerate(values)}
+    known = [value for value in values if not math.isnan(value)]
+    settled = []
+    for name, value in change.items():
+        if math.isnan(value) or value >= np.percentile(known, percentile):
+            break
+        settled.append(name)
+    assert settled_prefix(change, percentile) == tuple(settled)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from matplotlib.image import imread
 
 from hf_early_ood.dynamics import Measurement
 from hf_early_ood.errors import DataError
+from hf_early_ood.probes.measures import MEASURES
+from hf_early_ood.report import figures, layout
 from hf_early_ood.report.figures import groups_figure, series_figure
 from hf_early_ood.report.measurements import draw_measurements, measurement_tables
 
@@ -57,6 +61,23 @@ def test_series_figure(tmp_path, name):
     assert imread(tmp_path / "a.png").shape == (540, 1200, 4)
 
 
+def test_line_has_a_gap_where_there_is_no_value():
+    axes = figures._series(SERIES["gaps"], "").axes[0]
+    steps, drawn = axes.lines[0].get_data()
+    assert list(steps) == [0, 1, 2, 3, 4]
+    assert [math.isnan(value) for value in drawn] == [False, False, True, False, False]
+
+
+def test_pictures_say_what_is_drawn_and_of_what():
+    about = "8 examples of data.jsonl, seed 0, sampled labels"
+    series, bars = figures._series(SERIES["line"], about).axes[0], figures._groups(one(groups=GROUPS), about).axes[0]
+    for axes in (series, bars):
+        assert about in [text.get_text() for text in axes.texts]
+    assert series.get_ylabel() == bars.get_xlabel() == "mean of ||grad log p(y|x)||²"
+    assert (series.get_xlabel(), bars.get_ylabel()) == ("updates", "layer group")
+    assert set(MEASURES) <= set(layout._AXES)
+
+
 @pytest.mark.parametrize("groups", [GROUPS, {"head": None, "block.0": 1.0}, {"head": 0.0}])
 def test_groups_figure(tmp_path, groups):
     groups_figure(one(groups=groups), tmp_path / "a.png")
@@ -75,3 +96,13 @@ def test_nothing_to_draw(tmp_path):
 def test_every_measure_has_its_picture(tmp_path):
     items = [one(step=step, measure=name) for step in (1, 2) for name in ("fisher_trace", "average_sharpness")]
     assert [path.name for path in draw_measurements(items, tmp_path)] == ["fisher_trace.png", "average_sharpness.png"]
+
+
+def test_every_picture_gets_its_subtitle(tmp_path, monkeypatch):
+    from hf_early_ood.report import measurements
+
+    given = []
+    monkeypatch.setattr(measurements, "series_figure", lambda series, path, subtitle: given.append(subtitle))
+    items = [one(step=step, measure=name) for step in (1, 2) for name in ("fisher_trace", "average_sharpness")]
+    draw_measurements(items, tmp_path, {"fisher_trace": "of these"})
+    assert given == ["of these", ""]

@@ -294,7 +294,7 @@ def test_other_models_are_not_sequence_classification() -> None:
 
 
 def test_model_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"tokenizer cannot be loaded.*Got: .*nowhere"):
+    with pytest.raises(UnsupportedModelError, match=r"tokenizer cannot be loaded.*Got: .*nowhere.*Check the name"):
         load_classifier(str(tmp_path / "nowhere"), ["no", "yes"])
 
 
@@ -305,3 +305,10 @@ def test_checkpoint_without_its_encoder_is_refused(tmp_path: Path) -> None:
     config.save_pretrained(tmp_path / "model")
     with pytest.raises(UnsupportedModelError, match=r"lacks weights below the head.*16 missing.*encoder\.layer\.3"):
         load_classifier(str(tmp_path / "model"), ["no", "yes"])
+
+
+def test_advice_for_a_folder_is_not_about_its_name(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UnsupportedModelError, match="A file in the folder is missing or broken") as caught:
+        empty_classifier(str(tmp_path))
+    assert "name" not in caught.value.fix
