@@ -16,7 +16,7 @@ from hf_early_ood.callbacks.first_stage import read_first_stage
 from hf_early_ood.config.interventions import WeightInterpolationConfig
 from hf_early_ood.evaluation.metrics import classification_metrics, predicted_classes
 from hf_early_ood.evaluation.suites import Predict
-from hf_early_ood.interventions.interpolation_curve import ALPHAS, evaluated_at, record_of
+from hf_early_ood.interventions.interpolation_curve import evaluated_at, record_of
 from hf_early_ood.interventions.weight_interpolation import FIRST_STAGE, interpolated, starting_point
 from hf_early_ood.results import InterpolationRecord
 
@@ -54,7 +54,7 @@ def interpolated_run(
             for name, dataset in held_out.items()
         }
 
-    curve = record_of(names.ACCURACY, settings.head, evaluated_at(model, start, scores, settings.alphas or ALPHAS))
+    curve = record_of(names.ACCURACY, settings.head, evaluated_at(model, start, scores, settings.alphas))
     alpha = curve.chosen if settings.alpha == names.ID_VALIDATION else float(settings.alpha)
     with interpolated(model, start, alpha):
         yield curve, alpha

@@ -14,7 +14,7 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArgum
 from hf_early_ood import names
 from hf_early_ood.atomic import write_json
 from hf_early_ood.callbacks.intervening import InterveningCallback, UpdateRulesCallback
-from hf_early_ood.callbacks.making import make_callbacks
+from hf_early_ood.callbacks.making import check_together, make_callbacks
 from hf_early_ood.callbacks.recording import RecordingCallback
 from hf_early_ood.callbacks.reporting import ReportingCallback
 from hf_early_ood.callbacks.rewrapping import ddp_of, rewrap
@@ -320,6 +320,7 @@ class EarlyOODTrainer(Trainer):
             *args: As for ``Trainer.train``.
             **kwargs: As for ``Trainer.train``.
         """
+        check_together(self.callback_handler.callbacks)
         if resume_from_checkpoint is True:
             checkpoint = last_whole_checkpoint(str(self.args.output_dir))
             resume_from_checkpoint = True if checkpoint is None else str(checkpoint)

@@ -174,6 +174,17 @@ def test_dynamics_are_read(tmp_path: Path) -> None:
     assert series.of("sharpness") == ()
 
 
+def test_stages_that_freeze_groups_again_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "dynamics.jsonl"
+    again = {**STAGE, "step": 5, "stage": 1, "released": ["block.0"], "frozen": ["head"], "chosen": ["block.0"]}
+    decision = {**DECISION, "signal": "log/loss", "at_first_chance": True}
+    atomic.write_jsonl(path, [STAGE, again, decision])
+    series = dynamics.read_dynamics(path)
+    assert series.stages[1] == results.StageRecord(1, 5, ("block.0",), 10, ("head",))
+    assert series.decision is not None
+    assert series.decision.signal == "log/loss"
+
+
 def test_updates_that_were_made_twice_count_once(tmp_path: Path) -> None:
     path = tmp_path / "dynamics.jsonl"
     atomic.write_jsonl(path, [STAGE, _measured(0), _measured(5, 2.0), STAGE, _measured(5, 3.0), _measured(10)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -19,8 +19,6 @@ from hf_early_ood.callbacks.staged import StagedCallback
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.config.interventions import AutoFreezeConfig, InterventionConfig, LISAConfig
 from hf_early_ood.errors import ConfigurationError
-from hf_early_ood.interventions.interpolation_curve import ALPHAS
-from hf_early_ood.interventions.weight_interpolation import check_alphas
 
 _GRADUAL = (
     "interval", "order", "initial", "release", "first", "start", "embeddings", "order_seed", "schedule", "signal",
@@ -49,11 +47,8 @@ def make_callbacks(settings: InterventionConfig) -> list[TrainerCallback]:
             with _named(f"intervention.{section}"):
                 callbacks.append(make(**asdict(values)))
     interpolation = settings.weight_interpolation
-    if interpolation is not None:
-        with _named("intervention.weight_interpolation.alphas"):
-            check_alphas(interpolation.alphas or ALPHAS)
-        if interpolation.head == "first_stage":
-            callbacks.append(FirstStageCallback())
+    if interpolation is not None and interpolation.head == "first_stage":
+        callbacks.append(FirstStageCallback())
     return callbacks
 
 
@@ -75,6 +70,21 @@ def make_staged(settings: InterventionConfig) -> StagedCallback | None:
     probe = {f"probe_{key}": value for key, value in asdict(settings.probe).items()}
     with _named("intervention"):
         return GradualUnfreezingCallback(**own, **asdict(settings.detector), **probe)
+
+
+def check_together(callbacks: Sequence[TrainerCallback]) -> None:
+    """Refuse callbacks that undo each other; what a configuration holds was checked when it was read.
+
+    Raises:
+        ConfigurationError: The Fisher penalty with layers that ascend.
+    """
+    ascends = any(isinstance(one, GenerationsCallback) and one.settings["ascent"] is not None for one in callbacks)
+    if ascends and any(isinstance(one, FisherPenaltyCallback) for one in callbacks):
+        raise ConfigurationError(
+            "The Fisher penalty would be raised, not lowered, by the layers that go up the gradient.",
+            got="FisherPenaltyCallback and GenerationsCallback with ascent",
+            fix="Leave one of them out, or set ascent=None.",
+        )
 
 
 @contextmanager

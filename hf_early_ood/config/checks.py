@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hf_early_ood.config.parsing import Problems, usable
 
 if TYPE_CHECKING:
-    from hf_early_ood.config.interventions import InterventionConfig, ProbeConfig
+    from hf_early_ood.config.interventions import InterventionConfig, ProbeConfig, WeightInterpolationConfig
     from hf_early_ood.config.schema import DataConfig, RunConfig, SplitConfig
 
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -169,23 +169,45 @@ def _check_combination(settings: InterventionConfig, problems: Problems) -> None
                 allowed="null, or generations without forget",
             )
     if usable(interpolation) and interpolation is not None:
-        alphas, alpha = interpolation.alphas, interpolation.alpha
-        if usable(alphas, alpha) and isinstance(alpha, float) and alphas is not None and alpha not in alphas:
-            problems.add("intervention.weight_interpolation.alpha", "is not one of alphas", got=alpha)
-        if interpolation.head == "first_stage" and settings.method != "gradual_unfreezing":
+        _check_interpolation(interpolation, problems)
+        if interpolation.head == "first_stage" and (settings.method != "gradual_unfreezing" or settings.start):
             problems.add(
                 "intervention.weight_interpolation.head",
-                "there is no stage in which the head trains alone",
+                "training does not begin with a stage in which the head trains alone",
                 got="first_stage",
-                allowed="final, or method: gradual_unfreezing",
+                allowed="final, or method: gradual_unfreezing with start: 0",
             )
     rates = settings.learning_rates
-    if usable(rates) and rates is not None and rates.switch_at == "auto" and settings.method != "gradual_unfreezing":
+    decides = settings.method == "gradual_unfreezing" and (settings.interval == "auto" or settings.schedule is not None)
+    if usable(rates) and rates is not None and rates.switch_at == "auto" and not decides:
         problems.add(
             "intervention.learning_rates.switch_at",
             "nothing decides a moment without gradual unfreezing",
             got="auto",
             allowed="a number of updates, a fraction of training, or method: gradual_unfreezing with interval: auto",
+        )
+
+
+def _check_interpolation(settings: WeightInterpolationConfig, problems: Problems) -> None:
+    if not usable(settings.alphas):
+        return
+    if (
+        not settings.alphas
+        or len(set(settings.alphas)) < len(settings.alphas)
+        or not all(0 <= alpha <= 1 for alpha in settings.alphas)
+    ):
+        problems.add(
+            "intervention.weight_interpolation.alphas",
+            "are not usable",
+            got=list(settings.alphas),
+            allowed="a list of different numbers from 0 to 1",
+        )
+    elif isinstance(settings.alpha, float) and settings.alpha not in settings.alphas:
+        problems.add(
+            "intervention.weight_interpolation.alpha",
+            "is not one of alphas",
+            got=settings.alpha,
+            allowed=f"id_validation, {', '.join(map(str, settings.alphas))}",
         )
 
 

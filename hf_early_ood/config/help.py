@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from hf_early_ood.config.parsing import field_in_words, is_required
+from hf_early_ood.config.parsing import field_in_words, is_required, section_of
 from hf_early_ood.config.schema import RunConfig, walk
 from hf_early_ood.config.study import SECTION, StudySection
 
@@ -17,6 +17,7 @@ def describe(width: int = 100) -> str:
         True
     """
     settings = [*walk(RunConfig), *walk(StudySection, SECTION)]
+    optional = tuple(f"{key}." for key, _, hint in settings if section_of(hint) is not None)
     paragraphs = []
     for key, field, hint in settings:
         if key == "training":
@@ -25,8 +26,12 @@ def describe(width: int = 100) -> str:
             key, words = "study.arms.<name>", "any of the keys above"
         else:
             words = field_in_words(field, hint)
-        if is_required(field):
+        if key.startswith(optional) and is_required(field):
+            default = "required in this section"
+        elif is_required(field):
             default = "required"
+        elif section_of(hint) is not None:
+            default = "default: null, which is off"
         elif field.default_factory is dict:
             default = "none"
         else:

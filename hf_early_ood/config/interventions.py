@@ -110,9 +110,9 @@ class FisherPenaltyConfig:
 class WeightInterpolationConfig:
     """WiSE-FT: between the weights before and after fine-tuning, once training is over."""
 
-    alphas: tuple[float, ...] | None = option(
-        "Points of the curve, from 0 (before) to 1 (after); null: 0, 0.1, ..., 1.",
-        None,
+    alphas: tuple[float, ...] = option(
+        "Points of the curve, from 0 (before) to 1 (after).",
+        (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
         allowed="a list of different numbers from 0 to 1",
     )
     alpha: Literal["id_validation"] | float = option(

@@ -13,7 +13,7 @@ import yaml
 from hf_early_ood.config.checks import check_intervention
 from hf_early_ood.config.interventions import InterventionConfig
 from hf_early_ood.config.parsing import Problems, build, join, usable
-from hf_early_ood.config.presets import preset_names, with_preset
+from hf_early_ood.config.presets import KEY, preset_names, preset_text, with_preset
 from hf_early_ood.config.schema import RunConfig
 from hf_early_ood.config.study import SECTION, StudyConfig
 from hf_early_ood.errors import ConfigurationError
@@ -83,11 +83,11 @@ def load_intervention(source: str | PathLike[str]) -> InterventionConfig:
         ConfigurationError: Naming every problem, one a line.
     """
     problems = Problems()
-    if source in preset_names():
-        data: Mapping[str, Any] = {"preset": source}
-    else:
-        data = read_yaml(source, problems)
-    if "preset" in data or SECTION_OF_RUN in data:
+    is_name = isinstance(source, str) and not source.endswith((".yaml", ".yml")) and not Path(source).exists()
+    if is_name:
+        preset_text(str(source))  # raises
+    data: Mapping[str, Any] = {KEY: source} if is_name or source in preset_names() else read_yaml(source, problems)
+    if KEY in data or SECTION_OF_RUN in data:
         data = with_preset(data, problems).get(SECTION_OF_RUN) or {}
     config = build(InterventionConfig, data, SECTION_OF_RUN, problems)
     if usable(config):

@@ -147,12 +147,17 @@ def fingerprint(settings: Any) -> str:
 
 
 def walk(cls: type = RunConfig, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Every setting: dotted key, dataclass field and type; ``<name>`` stands for a name the user gives."""
+    """Every setting: dotted key, dataclass field and type; ``<name>`` stands for a name the user gives.
+
+    A section that is off unless it is written comes as a setting of its own before its keys.
+    """
     for field in fields(cls):
         hint, key = type_hints(cls)[field.name], join(path, field.name)
         item = get_args(hint)[1] if get_origin(hint) is dict else None
         section = section_of(hint)
         if section is not None:
+            if section is not hint:
+                yield key, field, hint
             yield from walk(section, key)
         elif isinstance(item, type) and is_dataclass(item):
             yield from walk(item, f"{key}.<name>")

@@ -51,8 +51,8 @@ _KEPT = ("lora_A", "lora_embedding_A")
 def moving_weights(model: nn.Module) -> dict[str, Tensor]:
     """What differs between the two ends, by name: the parameters that require a gradient, and the saved buffers.
 
-    A shared parameter has one name, the first. Of LoRA the factors A are left out. The user's flags count, and not those
-    of a schedule: ask before training or after it.
+    A shared parameter has one name, the first. Of LoRA the factors A are left out. The user's flags count, and not
+    those of a schedule: ask before training or after it.
 
     Args:
         model: The model.

@@ -81,7 +81,7 @@ def why(intervention: InterventionRecord | None) -> str:
 
 def first_release(intervention: InterventionRecord | None) -> int | None:
     """Completed updates at the first release; None where there was none."""
-    steps = [stage.step for stage in intervention.stages if stage.stage > 0] if intervention else []
+    steps = [s.step for s in intervention.stages if s.stage > 0 and s.released] if intervention else []
     return min(steps) if steps else None
 
 
@@ -267,14 +267,15 @@ def _run_scores(evaluation: EvaluationRecord) -> Table:
 
 
 def _run_layers(intervention: InterventionRecord) -> Table:
-    rows = [
-        (str(stage.stage), str(stage.step), f"{stage.trainable_parameters:,}", ", ".join(stage.released))
-        for stage in intervention.stages
-    ]
+    columns, stages = ["stage", "from update", "trainable parameters", "released"], intervention.stages
+    rows = [[str(s.stage), str(s.step), f"{s.trainable_parameters:,}", ", ".join(s.released)] for s in stages]
+    if any(stage.frozen for stage in stages):
+        columns.append("frozen")
+        rows = [[*row, ", ".join(stage.frozen)] for row, stage in zip(rows, stages, strict=True)]
     note = f"Method: {intervention.method}."
     if intervention.decision is not None:
         note += f" First release decided after update {intervention.decision.step}: {why(intervention)}."
-    return Table("Layers", ("stage", "from update", "trainable parameters", "released"), rows, note, ("released",))
+    return Table("Layers", columns, rows, note, ("released", "frozen"))
 
 
 def _run_costs(record: RunRecord) -> Table:

@@ -15,6 +15,7 @@ from transformers import Trainer
 from hf_early_ood import names
 from hf_early_ood.callbacks import fisher_penalty as module
 from hf_early_ood.callbacks.fisher_penalty import FisherPenaltyCallback
+from hf_early_ood.callbacks.generations import GenerationsCallback
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.errors import ConfigurationError, ResumeError, UnsupportedModelError, UnsupportedSetupError
 from hf_early_ood.interventions.fisher_penalty import FisherPenalty
@@ -255,3 +256,10 @@ def test_what_cannot_be_right_is_refused_before_the_first_update(tmp_path, monke
 def test_two_of_them_are_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="two callbacks FisherPenaltyCallback"):
         make_trainer(tmp_path, [FisherPenaltyCallback(0.1), FisherPenaltyCallback(0.2)], **OURS).train()
+
+
+def test_penalty_on_layers_that_ascend_is_refused(tmp_path: Path) -> None:
+    callbacks = [FisherPenaltyCallback(0.1), GenerationsCallback(2)]
+    with pytest.raises(ConfigurationError, match="raised, not lowered"):
+        make_trainer(tmp_path, callbacks, **OURS).train()
+    make_trainer(tmp_path, [FisherPenaltyCallback(0.1), GenerationsCallback(2, None, forget=True)], **OURS).train()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -482,7 +482,8 @@ def test_sharded_training_is_refused(tmp_path, monkeypatch, how):
     if how == "FSDP2":
         monkeypatch.setattr(generations, "sharded_modules", lambda model: [model])
     else:
-        monkeypatch.setitem(AcceleratorState._shared_state, "distributed_type", DistributedType.DEEPSPEED)
+        state = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+        monkeypatch.setattr(generations, "AcceleratorState", lambda: state)
     with pytest.raises(UnsupportedSetupError, match=f"need whole weights.*Got: {how}"):
         generations._check_setup(trainer.model, torch.optim.SGD(trainer.model.parameters(), lr=RATE))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformers import (
 )
 
 from hf_early_ood.callbacks.dynamics import EarlyDynamicsCallback
+from hf_early_ood.callbacks.refreezing import AutoFreezeCallback, LISACallback
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.cli import main as run_command
 from hf_early_ood.errors import UnsupportedSetupError
@@ -167,19 +169,25 @@ def scenarios(folder: Path) -> dict[str, Any]:
         "bf16": train(folder / "6", unfreezing(**AUTO), bf16=True),
         "dynamics": train(folder / "7", unfreezing(), dynamics),
         "checkpointed": train(folder / "8", unfreezing(**AUTO), fsdp_config={"activation_checkpointing": True}),
+        "selected": train(folder / "9", unfreezing(order="fisher_trace", probe_size=8, probe_batch_size=4)),
+        "lisa": train(folder / "10", lisa()),
     }
 
 
-def resumed(folder: Path, kind: str) -> dict[str, Any]:
+def lisa() -> LISACallback:
+    return LISACallback(interval=INTERVAL, num_groups=1, seed=1, optimizer_state="reset")
+
+
+def resumed(folder: Path, kind: str, callback: Callable[[], TrainerCallback]) -> dict[str, Any]:
     config = {"fsdp_config": {"state_dict_type": kind}}
-    train(folder, unfreezing(**AUTO), StopAfter(STOPPED_AT), **config)
-    return train(folder, unfreezing(**AUTO), resume=True, **config)
+    train(folder, callback(), StopAfter(STOPPED_AT), **config)
+    return train(folder, callback(), resume=True, **config)
 
 
-def refused(folder: Path) -> str:
-    """The message for sharded checkpoints of which the best is to be loaded."""
+def refused(folder: Path, callback: TrainerCallback, **arguments: Any) -> str:
+    """The message of what must be refused."""
     try:
-        train(folder, unfreezing(), fsdp_config={"state_dict_type": "SHARDED_STATE_DICT"}, **BEST)
+        train(folder, callback, **arguments)
     except UnsupportedSetupError as error:
         return str(error)
     return "trained"
@@ -193,8 +201,11 @@ def main() -> None:
     folder, rank = Path(sys.argv[1]), os.environ.get("RANK", "0")
     results = scenarios(folder)
     if WORLD > 1:
-        results |= {kind: resumed(folder / kind, kind) for kind in STATE_DICTS}
-        results["refused"] = refused(folder / "refused")
+        results |= {kind: resumed(folder / kind, kind, lambda: unfreezing(**AUTO)) for kind in STATE_DICTS}
+        results |= {f"lisa {kind}": resumed(folder / f"lisa {kind}", kind, lisa) for kind in STATE_DICTS}
+        sharded = {"state_dict_type": "SHARDED_STATE_DICT"}
+        results["best refused"] = refused(folder / "best", unfreezing(), fsdp_config=sharded, **BEST)
+        results["sums refused"] = refused(folder / "sums", AutoFreezeCallback(interval=INTERVAL))
     torch.save(results, folder / f"rank{rank}.pt")
 
 

@@ -19,7 +19,19 @@ from tests.tiny_project import make_project, run_settings, write_yaml
 from tests.training import differences
 
 ROOT = Path(__file__).parents[2]
-SCENARIOS = ("at_load", "top_down", "accumulated", "bottom_up", "lora", "auto", "bf16", "dynamics", "checkpointed")
+SCENARIOS = (
+    "at_load",
+    "top_down",
+    "accumulated",
+    "bottom_up",
+    "lora",
+    "auto",
+    "bf16",
+    "dynamics",
+    "checkpointed",
+    "selected",
+)
+REFREEZING = ("lisa",)
 
 
 def launch(*arguments: str, processes: int, **variables: str) -> None:
@@ -48,15 +60,14 @@ def one(tmp_path_factory):
     return torch.load(folder / "rank0.pt", weights_only=False)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", [*SCENARIOS, *REFREEZING])
 def test_every_update_equals_that_of_one_process(one, two, name):
     ours, theirs = two[0][name], one[name]
     assert (ours["num_sharded"], theirs["num_sharded"]) == (len(ours["final"]), 0)
     assert ours["with_gradient"] == theirs["with_gradient"]
     assert ours["stages"] == theirs["stages"]
-    assert (
-        ours["decision"] == theirs["decision"] == (AUTO_DECISION if theirs["measured"] and name != "dynamics" else None)
-    )
+    decides = theirs["measured"] and name not in ("dynamics", "selected")
+    assert ours["decision"] == theirs["decision"] == (AUTO_DECISION if decides else None)
     assert ours["frozen_at_end"] == theirs["frozen_at_end"]
     # In bfloat16, FSDP2 averages in it as well.
     close = {"rtol": 0.0, "atol": 3e-3 if name == "bf16" else 1e-5}
@@ -66,7 +77,7 @@ def test_every_update_equals_that_of_one_process(one, two, name):
     torch.testing.assert_close(ours["final"], theirs["final"], **close)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", [*SCENARIOS, *REFREEZING])
 def test_ranks_hold_parts_of_one_model(two, name):
     first, second = (rank[name]["weights"] for rank in two)
     assert not [step for step in first if differences(first[step], second[step])]
@@ -88,7 +99,7 @@ def test_frozen_layers_do_not_move_and_released_ones_do(two, name):
 
 
 def test_measurements_are_those_of_one_process(one, two):
-    for name in ("at_load", "auto", "bf16", "checkpointed", "dynamics"):
+    for name in ("at_load", "auto", "bf16", "checkpointed", "dynamics", "selected"):
         ours, theirs = two[0][name]["measured"], one[name]["measured"]
         assert [r["step"] for r in ours] == [r["step"] for r in theirs]
         for mine, other in zip(ours, theirs, strict=True):
@@ -116,8 +127,21 @@ def test_a_resumed_training_is_the_same_bit_for_bit(two, kind):
     assert resumed["stages"] == straight["stages"]
 
 
+@pytest.mark.parametrize("kind", STATE_DICTS)
+def test_moments_that_were_dropped_are_not_missed(two, kind):
+    """LISA with a reset: at the interruption only what trains has a state in the optimizer."""
+    resumed, straight = two[0][f"lisa {kind}"], two[0]["lisa"]
+    for step, weights in resumed["weights"].items():
+        assert not differences(weights, straight["weights"][step])
+    assert resumed["stages"] == straight["stages"]
+
+
 def test_sharded_checkpoints_are_not_searched_for_the_best(two):
-    assert "state_dict_type: FULL_STATE_DICT" in two[0]["refused"]
+    assert "state_dict_type: FULL_STATE_DICT" in two[0]["best refused"]
+
+
+def test_what_pytorch_would_not_load_is_refused(two):
+    assert "AutoFreeze cannot run under FSDP2" in two[0]["sums refused"]
 
 
 def test_a_recipe_runs_with_the_settings_of_the_launcher(tmp_path):

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
@@ -96,6 +97,41 @@ def test_groups_are_drawn_bottom_up_and_missing_ones_marked() -> None:
     labels = [label.get_text() for label in figure.axes[1].get_yticklabels()]
     assert labels == ["embeddings", "block.9", "block.10", "head"]
     assert sum(text.get_text() == "never released" for text in texts(figure)) == 3
+
+
+LISA = (
+    StageRecord(0, 0, ("block.1", "embeddings", "head"), 1),
+    StageRecord(1, 20, ("block.0",), 1, ("block.1",)),
+    StageRecord(2, 40, (), 1),
+    StageRecord(3, 60, ("block.1",), 1, ("block.0",)),
+)
+AUTO_FREEZE = (
+    StageRecord(0, 0, ("block.0", "block.1", "embeddings", "head"), 1),
+    StageRecord(1, 40, (), 1, ("embeddings",)),
+    StageRecord(2, 79, (), 1, ("block.0", "block.1")),
+    StageRecord(3, 90, (), 1, ("head",)),  # after the end of what is drawn
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (LISA, {"embeddings": [(0, 80)], "block.0": [(20, 60)], "block.1": [(0, 20), (60, 80)], "head": [(0, 80)]}),
+        (AUTO_FREEZE, {"embeddings": [(0, 40)], "block.0": [(0, 79)], "block.1": [(0, 79)], "head": [(0, 80)]}),
+    ],
+)
+def test_groups_that_are_frozen_again_are_drawn_so(
+    changes: tuple[StageRecord, ...], expected: dict[str, list[tuple[int, int]]]
+) -> None:
+    figure = figures._signal(series(17), None, changes, None, 80, 3)
+    bars = [patch for patch in figure.axes[1].patches if patch.get_facecolor() == to_rgba(figures._TRAINABLE)]
+    names, drawn = list(expected), {}
+    for bar in bars:
+        row = names[round(bar.get_y() + bar.get_height() / 2)]
+        drawn.setdefault(row, []).append((bar.get_x(), bar.get_x() + bar.get_width()))
+    assert drawn == expected
+    assert overlaps(figure) == []
+    assert "when each trains" in " ".join(text.get_text() for text in texts(figure))
 
 
 def test_groups_are_ordered_by_their_numbers() -> None:

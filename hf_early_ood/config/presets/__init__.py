@@ -11,7 +11,7 @@ import yaml
 
 from hf_early_ood.config.merging import merge
 from hf_early_ood.config.parsing import Problems
-from hf_early_ood.errors import did_you_mean
+from hf_early_ood.errors import ConfigurationError, did_you_mean
 
 KEY = "preset"
 
@@ -24,12 +24,35 @@ def preset_names() -> tuple[str, ...]:
 
 
 def preset_text(name: str) -> str:
-    """The file of a preset, with its comments."""
+    """The file of a preset, with its comments.
+
+    Raises:
+        ConfigurationError: There is no such preset.
+    """
+    if name not in preset_names():
+        raise ConfigurationError(
+            "There is no such preset.",
+            got=name,
+            allowed=", ".join(preset_names()),
+            fix=did_you_mean(name, preset_names()),
+        )
     return files("hf_early_ood.config.presets").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def preset_title(name: str) -> str:
+    """What a preset is and where it is from: the first line of its file.
+
+    Example:
+        >>> preset_title("kumar2022_lpft")
+        'LP-FT: linear probing, then fine-tuning. Kumar et al. 2022, arXiv 2202.10054.'
+    """
+    return preset_text(name).partition("\n")[0].removeprefix("# ")
 
 
 def with_preset(data: Mapping[str, Any], problems: Problems) -> Mapping[str, Any]:
     """The keys of a run over those of the preset that it names: what is written wins.
+
+    A section without keys counts as not written, as everywhere.
 
     Example:
         >>> data = with_preset({"preset": "kumar2022_lpft", "training": {"learning_rate": 1e-4}}, Problems())
@@ -37,11 +60,10 @@ def with_preset(data: Mapping[str, Any], problems: Problems) -> Mapping[str, Any
         ('all_at_once', {'learning_rate': 0.0001})
     """
     name = data.get(KEY) if isinstance(data, Mapping) else None
-    if name is None:
-        return data
+    if not isinstance(name, str):
+        return data  # of another type: noted with all other types
     if name not in preset_names():
-        problems.add(
-            KEY, f"is none. {did_you_mean(str(name), preset_names())}", got=name, allowed=", ".join(preset_names())
-        )
+        problems.add(KEY, f"is none. {did_you_mean(name, preset_names())}", got=name, allowed=", ".join(preset_names()))
         return data
-    return merge(yaml.safe_load(preset_text(name)), data)
+    preset = yaml.safe_load(preset_text(name))
+    return merge(preset, {key: value for key, value in data.items() if value is not None or key not in preset})
