@@ -115,6 +115,8 @@ class Beginning:
         self._tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in _tensors(model).items()}
         given = [part for part in (optimizer, scheduler) if part is not None]
         self._states = [(part, copy.deepcopy(part.state_dict())) for part in given]
+        groups = [] if optimizer is None else optimizer.param_groups
+        self._groups = [{**group, "params": list(group["params"])} for group in groups]
         self._folder, self._checkpoints = folder, set(checkpoints(folder))
 
     @torch.no_grad()
@@ -122,6 +124,8 @@ class Beginning:
         """Go back there, and remove the checkpoints that were made since."""
         for name, tensor in _tensors(model).items():
             tensor.copy_(self._tensors[name])
+        if self.optimizer is not None:  # an intervention may have split its groups
+            self.optimizer.param_groups[:] = [{**group, "params": list(group["params"])} for group in self._groups]
         for part, state in self._states:
             part.load_state_dict(copy.deepcopy(state))
         if PartialState().is_main_process:

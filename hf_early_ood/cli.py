@@ -1,4 +1,4 @@
-"""``hf-early-ood``: run, study, validate, schedule, probe. Heavy imports are in the commands: ``--help`` is quick."""
+"""``hf-early-ood``: run, study, validate, keys, presets, schedule, probe. Heavy imports are in functions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_early_ood import __version__, names
+from hf_early_ood.cli_schedule import add_presets, add_schedule
 from hf_early_ood.errors import ConfigurationError, EarlyOODError
 
 USER_ERROR = 2
@@ -84,21 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
     keys = commands.add_parser("keys", help="list every key of a configuration with its default")
     keys.set_defaults(command=_keys, takes_overrides=False)
 
-    schedule = commands.add_parser(
-        "schedule",
-        help="print the stage table of a model, or write it as a file to edit",
-        description="Print the layer groups and the stage table of a model, or write it as a file to edit and to pass"
-        " as intervention.schedule. Only the model's config is read, not its weights.",
-    )
-    schedule.add_argument("--model", required=True, help="name on the Hub, folder, or bundled:all-MiniLM-L6-v2")
-    schedule.add_argument("--interval", default="auto", help="updates per stage, fraction of training, or auto")
-    schedule.add_argument("--order", default="top_down", help="top_down or bottom_up")
-    schedule.add_argument("--initial", nargs="+", default=["head"], metavar="GROUP", help="groups that train first")
-    schedule.add_argument("--release", default="interval", help="interval or all_at_once")
-    schedule.add_argument("--updates", type=int, help="length of training, to resolve a fraction and check the end")
-    schedule.add_argument("--file", type=Path, help="show this schedule file instead")
-    schedule.add_argument("--output", type=Path, help="write the schedule here")
-    schedule.set_defaults(command=_schedule, takes_overrides=False)
+    add_presets(commands)
+    add_schedule(commands)
     _add_probe(commands)
     return parser
 
@@ -234,43 +222,6 @@ def _keys(options: argparse.Namespace) -> int:
     from hf_early_ood.config import describe
 
     print(describe())
-    return 0
-
-
-def _schedule(options: argparse.Namespace) -> int:
-    from hf_early_ood.atomic import write_text
-    from hf_early_ood.layers import find_layer_groups
-    from hf_early_ood.schedules import UnfreezingSchedule, parse_number
-    from hf_early_ood.tasks.sequence_classification import empty_classifier
-
-    groups = find_layer_groups(empty_classifier(options.model))
-    if options.file is not None:
-        schedule = UnfreezingSchedule.load(options.file, groups.names)
-    else:
-        schedule = UnfreezingSchedule(
-            groups.names,
-            interval=parse_number(options.interval),
-            order=options.order,
-            initial=options.initial,
-            release=options.release,
-        )
-    warning = None
-    if options.updates is not None:
-        schedule = schedule.resolve(total_updates=options.updates)
-        warning = schedule.check_length(options.updates)
-    print(groups.table())
-    for note in groups.notes:
-        print(f"Note: {note}")
-    print("\n" + schedule.to_yaml(), end="")
-    if warning:
-        print(f"Warning: {warning}", file=sys.stderr)
-    if options.output is not None:
-        if options.output.exists() and options.output.read_text(encoding="utf-8") != schedule.to_yaml():
-            raise ConfigurationError(
-                "The file exists and may have been edited.", got=options.output, fix="Give another --output."
-            )
-        write_text(options.output, schedule.to_yaml())
-        print(f"Written to {options.output}", file=sys.stderr)
     return 0
 
 

@@ -27,6 +27,7 @@ FLOORS = [
     {"trainer", "training", "probing", "interpolating"},
     {"experiment"},
     {"study"},
+    {"cli_schedule"},
     {"cli"},
     {"__main__"},
 ]
@@ -128,7 +129,7 @@ def test_public_names_are_there():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["schedule", "--help"], ["probe", "--help"], ["keys"]]
+    "arguments", [["--help"], ["run", "--help"], ["schedule", "--help"], ["probe", "--help"], ["keys"], ["presets"]]
 )
 def test_help_loads_nothing_heavy(arguments):
     """What makes it slow is torch and its friends; a time limit would measure the machine."""

@@ -11,6 +11,7 @@ from hf_early_ood.config import RunConfig, StudyConfig
 from hf_early_ood.errors import ConfigurationError, DataError, EarlyOODError, ResumeError
 from hf_early_ood.names import OOD_MACRO_MEAN, OOD_WORST
 from hf_early_ood.results import read_run, read_study
+from hf_early_ood.training import mean_loss
 from tests import tiny_project
 from tests.tiny_project import make_project, run_settings, study_settings, write_rows
 
@@ -319,3 +320,24 @@ def test_an_output_folder_that_cannot_be_written_is_found_before_training(projec
     for folder in ("afile", "afile/deeper"):
         with pytest.raises(ConfigurationError, match=r"cannot be written.*afile is no folder"):
             experiment.check(run_config(project, output_dir=str(project / folder)))
+
+
+def test_a_run_that_saves_weights_only_begins_anew(project, monkeypatch):
+    """From weights alone it could not go on as it would have."""
+    settings = {"training__save_strategy": "steps", "training__save_steps": 4, "training__save_only_model": True}
+    whole = experiment.run(run_config(project, output_dir=str(project / "whole"), **settings))
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "model_predictor", None)
+        with pytest.raises(TypeError, match="not callable"):
+            experiment.run(run_config(project, **settings))
+    assert (project / "out" / "checkpoint-12").is_dir()
+    again = experiment.run(run_config(project, **settings))
+    assert again.evaluation == whole.evaluation
+    assert again.training.loss_curve == whole.training.loss_curve
+
+
+def test_the_loss_curve_covers_every_update(project):
+    training = experiment.run(run_config(project)).training
+    assert training.loss_curve[-1][0] == training.updates
+    assert training.train_loss == pytest.approx(mean_loss(training.loss_curve))
+    assert {8, 12} <= {step for step, _ in training.loss_curve}  # at the checkpoints, not every 10 updates only

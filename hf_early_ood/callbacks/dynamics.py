@@ -17,7 +17,7 @@ from hf_early_ood.callbacks.recording import RecordingCallback, check_counts
 from hf_early_ood.callbacks.resumable import check_same
 from hf_early_ood.callbacks.setups import check_shards
 from hf_early_ood.errors import ConfigurationError, did_you_mean
-from hf_early_ood.freezing import frozen_by
+from hf_early_ood.freezing import frozen_by, requires_grad_set
 from hf_early_ood.layers import LayerGroups, find_layer_groups
 from hf_early_ood.probes.batches import ProbeSet
 from hf_early_ood.probes.measures import check_measures
@@ -206,10 +206,10 @@ class EarlyDynamicsCallback(RecordingCallback):
 def _trainable_groups(model: nn.Module) -> LayerGroups:
     """The groups of all parameters that train at some time, also where another callback has frozen some already."""
     reshard(model)
-    freezer, groups = frozen_by(model), find_layer_groups(model)
-    if freezer is None:
-        return groups.trainable()
-    return groups.only({name for parameters in freezer.managed.values() for name in parameters})
+    freezer = frozen_by(model)
+    managed = {} if freezer is None else {name: p for group in freezer.managed.values() for name, p in group.items()}
+    with requires_grad_set(managed, managed):  # of a PEFT model, the groups hold what is trainable now
+        return find_layer_groups(model).trainable()
 
 
 class _Clock:

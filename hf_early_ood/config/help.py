@@ -30,15 +30,14 @@ def describe(width: int = 100) -> str:
             default = "required in this section"
         elif is_required(field):
             default = "required"
-        elif section_of(hint) is not None:
-            default = "default: null, which is off"
         elif field.default_factory is dict:
             default = "none"
         else:
             default = f"default: {_shown(field.default)}"
         text = f"{field.metadata['help']} [{words}]"
         body = textwrap.fill(text, width, initial_indent="      ", subsequent_indent="      ")
-        paragraphs.append(f"  --{key}  ({default})\n{body}")
+        head = textwrap.fill(f"--{key}  ({default})", width, initial_indent="  ", subsequent_indent="      ")
+        paragraphs.append(f"{head}\n{body}")
     return "\n".join(paragraphs)
 
 

@@ -56,14 +56,26 @@ class AutoFreezeConfig:
     """Method autofreeze: groups frozen from the bottom as their gradients settle."""
 
     interval: int | float = option("Updates between two looks.", 0.1, allowed=_UPDATES)
-    percentile: float = option("Groups that change less than it are settled.", 50.0, above=0, below=100.0001)
+    percentile: float = option(
+        "Groups that change less than it are settled.",
+        50.0,
+        above=0,
+        below=100.0001,
+        allowed="a number above 0, at most 100",
+    )
 
 
 @dataclass(frozen=True)
 class LearningRatesConfig:
     """Learning rates of their own for layer groups."""
 
-    layer_decay: float = option("Factor from one layer group to the one below.", 1.0, above=0, below=1.0000001)
+    layer_decay: float = option(
+        "Factor from one layer group to the one below.",
+        1.0,
+        above=0,
+        below=1.0000001,
+        allowed="a number above 0, at most 1",
+    )
     factors: dict[str, float] = option("Factors by layer group or regular expression.", dict)
     release_warmup: int | float = option(
         "Warm-up of a group after its release.", 0, allowed="a whole number of updates >= 0, or a fraction of training"
@@ -170,9 +182,11 @@ class InterventionConfig:
     signal_settings: dict[str, Any] = option("Further arguments of the measures, by measure.", dict)
     detector: DetectorConfig = option("When the signal counts as stable.", DetectorConfig)
     probe: ProbeConfig = option("How the signal is measured.", ProbeConfig)
-    lisa: LISAConfig | None = option("Settings of method lisa.", None)
-    autofreeze: AutoFreezeConfig | None = option("Settings of method autofreeze.", None)
-    learning_rates: LearningRatesConfig | None = option("Learning rates of their own for layer groups.", None)
-    generations: GenerationsConfig | None = option("SEAL and later-layer forgetting.", None)
-    fisher_penalty: FisherPenaltyConfig | None = option("Penalty on the Fisher trace.", None)
-    weight_interpolation: WeightInterpolationConfig | None = option("WiSE-FT, after training.", None)
+    lisa: LISAConfig | None = option("Settings of method lisa; null: its defaults.", None)
+    autofreeze: AutoFreezeConfig | None = option("Settings of method autofreeze; null: its defaults.", None)
+    learning_rates: LearningRatesConfig | None = option(
+        "Learning rates of their own for layer groups; null: none.", None
+    )
+    generations: GenerationsConfig | None = option("SEAL and later-layer forgetting; null: off, {}: on.", None)
+    fisher_penalty: FisherPenaltyConfig | None = option("Penalty on the Fisher trace; null: off.", None)
+    weight_interpolation: WeightInterpolationConfig | None = option("WiSE-FT, after training; null: off, {}: on.", None)

@@ -581,3 +581,23 @@ def test_factors_that_are_no_factors(name, value):
 def test_settings_that_are_not_usable(settings, message):
     with pytest.raises(ConfigurationError, match=message):
         LearningRatesCallback(**settings)
+
+
+class NoMemoryAtSecondUpdate(TrainerCallback):
+    def __init__(self) -> None:
+        self.updates = 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.updates += 1
+        if self.updates == 2:
+            raise RuntimeError("CUDA out of memory.")
+
+
+def test_a_given_optimizer_is_split_again_after_an_attempt_without_memory(tmp_path):
+    callbacks = [LearningRatesCallback(layer_decay=0.5), NoMemoryAtSecondUpdate()]
+    trainer = make_trainer(tmp_path, callbacks, trainer_class=EarlyOODTrainer, auto_find_batch_size=True)
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1, momentum=0.9)
+    trainer.train()
+    assert [group["layer_group"] for group in trainer.optimizer.param_groups] == list(
+        find_layer_groups(trainer.model).names
+    )

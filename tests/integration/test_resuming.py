@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,11 @@ def test_the_best_model_is_found_where_the_folder_was_moved(tmp_path: Path, stop
     assert trainer.state.best_model_checkpoint == str(tmp_path / "moved" / f"checkpoint-{whole.state.best_global_step}")
     ours, theirs = outcome(trainer), outcome(whole)
     assert not [name for name in differences(ours, theirs) if name.startswith("weight/")]
+
+
+def test_a_plain_trainer_says_what_it_cannot_do(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("hf_early_ood").setLevel(logging.WARNING)
+    for trainer_class in (Trainer, EarlyOODTrainer):
+        caplog.clear()
+        make_trainer(tmp_path, [unfreezing()], trainer_class=trainer_class, auto_find_batch_size=True).train()
+        assert ("use hf_early_ood.EarlyOODTrainer, which begins again" in caplog.text) == (trainer_class is Trainer)

@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 from transformers.training_args import ParallelMode
 
-from hf_early_ood.callbacks import unfreezing
+from hf_early_ood.callbacks import staged
 from hf_early_ood.callbacks.setups import check_launcher
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.errors import UnsupportedSetupError
@@ -200,7 +200,7 @@ def test_every_stage_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         train()
         assert counters["frames"]["ok"] >= 4
         assert torch._dynamo.config.recompile_limit == 2
-        monkeypatch.setattr(unfreezing, "recompilation_allowed", lambda stages: lambda: None)
+        monkeypatch.setattr(staged, "recompilation_allowed", lambda stages: lambda: None)
         with pytest.raises(FailOnRecompileLimitHit):
             train()
     torch._dynamo.reset()

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from hf_early_ood.errors import ConfigurationError
 from hf_early_ood.schedules import EMBEDDINGS_POLICIES, ORDERS, UnfreezingSchedule, settled_prefix
 
+patient = settings(deadline=None)  # of other load on the machine
+
 
 @st.composite
 def settings_of_schedules(draw) -> dict:
@@ -41,6 +43,7 @@ def with_choices(schedule: UnfreezingSchedule, draw) -> UnfreezingSchedule:
     return schedule
 
 
+@patient
 @given(settings_of_schedules(), st.data())
 def test_schedules_only_grow_and_make_k_updates_a_stage(settings, data):
     planned = UnfreezingSchedule(**settings)
@@ -79,6 +82,7 @@ def test_schedules_only_grow_and_make_k_updates_a_stage(settings, data):
             assert releases == 1 or stages[end - 1] < last
 
 
+@patient
 @given(settings_of_schedules(), st.data())
 def test_schedules_are_what_their_files_say(settings, data):
     settings["interval"] = data.draw(st.one_of(st.just(settings["interval"]), st.floats(1e-9, 0.99)))
@@ -104,6 +108,7 @@ def test_schedules_are_what_their_files_say(settings, data):
         ]
 
 
+@patient
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), unique=True, min_size=1, max_size=5))
 def test_any_name_survives_the_file(names):
     for order in ("top_down", "fisher_trace"):
@@ -111,6 +116,7 @@ def test_any_name_survives_the_file(names):
         assert UnfreezingSchedule.from_yaml(schedule.to_yaml()) == schedule
 
 
+@patient
 @given(settings_of_schedules(), st.integers(1, 60))
 def test_what_the_length_check_claims_is_true(settings, total):
     def releases(interval: int) -> list[int]:
@@ -147,6 +153,7 @@ def test_what_the_length_check_claims_is_true(settings, total):
     assert releases(longest + 1)[-1] >= total
 
 
+@patient
 @given(
     values=st.lists(st.one_of(st.integers(0, 4).map(float), st.floats(0, 10), st.just(math.nan)), max_size=12),
     percentile=st.one_of(st.integers(0, 100), st.floats(0, 100)),

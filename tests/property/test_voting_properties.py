@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from hf_early_ood.stabilization import StabilizationDetector
 from hf_early_ood.voting import VOTES, SignalVote
 
+patient = settings(deadline=None)  # of other load on the machine
 
+
+@patient
 @given(
     values=st.lists(st.one_of(st.floats(-1e6, 1e6), st.just(math.nan), st.just(math.inf)), min_size=1, max_size=40),
     window=st.integers(1, 5),
@@ -39,6 +42,7 @@ def test_detector_is_causal_and_survives_a_restart(values, window, tolerance, cu
     assert second.decision == whole
 
 
+@patient
 @given(
     values=st.lists(st.floats(0.1, 100), min_size=4, max_size=30),
     scale=st.sampled_from([2.0**-20, 0.5, 4.0, 2.0**30]),
@@ -61,6 +65,7 @@ DETECTORS = st.fixed_dictionaries(
 )
 
 
+@patient
 @given(
     values=st.lists(VALUES, min_size=1, max_size=30),
     settings=DETECTORS,
@@ -75,6 +80,7 @@ def test_the_vote_of_one_signal_is_its_detector(values, settings, vote, every):
         assert (found and found.to_dict()) == (alone and {**alone.to_dict(), "signal": "signal"})
 
 
+@patient
 @given(
     rows=st.lists(st.lists(VALUES, min_size=3, max_size=3), min_size=1, max_size=30),
     number=st.integers(1, 3),

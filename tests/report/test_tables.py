@@ -7,7 +7,8 @@ import pytest
 from hf_early_ood.names import OOD_MACRO_MEAN
 from hf_early_ood.report import judge, run_table, study_markdown, study_report, verdict
 from hf_early_ood.report.layout import Table, duration
-from hf_early_ood.results import ArmRun, InterventionRecord, MetricValue, SplitEvaluation
+from hf_early_ood.report.tables import first_release
+from hf_early_ood.results import ArmRun, InterventionRecord, MetricValue, SplitEvaluation, StageRecord
 from tests.report import records
 
 
