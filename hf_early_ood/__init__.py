@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_early_ood.callbacks.dynamics import EarlyDynamicsCallback
+    from hf_early_ood.callbacks.first_stage import FirstStageCallback
+    from hf_early_ood.callbacks.fisher_penalty import FisherPenaltyCallback
+    from hf_early_ood.callbacks.generations import GenerationsCallback
     from hf_early_ood.callbacks.learning_rates import LearningRatesCallback
+    from hf_early_ood.callbacks.refreezing import AutoFreezeCallback, LISACallback
     from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
     from hf_early_ood.layers import LayerGroup, LayerGroups, check_layer_groups, find_layer_groups
     from hf_early_ood.probes.curvature import hessian_top_eigenvalue, hessian_trace
@@ -25,11 +29,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "AutoFreezeCallback": "callbacks.refreezing",
     "EarlyDynamicsCallback": "callbacks.dynamics",
     "EarlyOODArguments": "trainer",
     "EarlyOODTrainer": "trainer",
+    "FirstStageCallback": "callbacks.first_stage",
+    "FisherPenaltyCallback": "callbacks.fisher_penalty",
     "FisherTrace": "probes.fisher",
+    "GenerationsCallback": "callbacks.generations",
     "GradualUnfreezingCallback": "callbacks.unfreezing",
+    "LISACallback": "callbacks.refreezing",
     "LayerGroup": "layers",
     "LayerGroups": "layers",
     "LearningRatesCallback": "callbacks.learning_rates",
@@ -48,11 +57,16 @@ _MODULES = {
 }
 
 __all__ = [
+    "AutoFreezeCallback",
     "EarlyDynamicsCallback",
     "EarlyOODArguments",
     "EarlyOODTrainer",
+    "FirstStageCallback",
+    "FisherPenaltyCallback",
     "FisherTrace",
+    "GenerationsCallback",
     "GradualUnfreezingCallback",
+    "LISACallback",
     "LayerGroup",
     "LayerGroups",
     "LearningRatesCallback",

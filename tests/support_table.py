@@ -31,6 +31,8 @@ SHARDED_WORDS = {
     "bf16": "bfloat16 mixed precision",
     "dynamics": "`EarlyDynamicsCallback` with all measures",
     "checkpointed": "activation checkpointing of FSDP",
+    "selected": "layers in the order of their Fisher trace",
+    "lisa": "`LISACallback`",
 }
 INTRODUCTION = """\
 # Launchers and setups
@@ -96,7 +98,9 @@ def ddp(callback: str, accumulation: int, lora: bool, arguments: Mapping[str, An
 
 
 def killed(parts: Mapping[str, Any]) -> str:
-    words = [settings(parts["unfreezing"], ("interval", "order", "release", "tolerance"))]
+    words = [f"`{parts['staged'].__name__}`"] if "staged" in parts else []
+    words += [settings(parts["unfreezing"], ("interval", "order", "release", "tolerance"))]
+    words += [f"`LearningRatesCallback` with {settings(parts['rates'])}"] if "rates" in parts else []
     words += [f"`EarlyDynamicsCallback` with {', '.join(parts['dynamics']['measures'])}"] if "dynamics" in parts else []
     if "arguments" in parts:
         words.append(

@@ -596,6 +596,10 @@ def test_help_describes_every_key() -> None:
         assert field.metadata["help"].endswith("."), key
     assert "--study.arms.<name>  (required)" in text
     assert "--intervention.initial  (default: [head])" in text
+    # A section that is off comes before its keys, and requires nothing of who does not write it.
+    off = text.index("--intervention.fisher_penalty  (default: null)\n      Penalty on the Fisher trace; null: off.")
+    assert off < text.index("--intervention.fisher_penalty.alpha  (required in this section)")
+    assert text.count("(required in this section)") == 1
     assert max(map(len, text.splitlines())) <= 100
     assert "%" not in text  # argparse reads it as a placeholder
 

@@ -102,7 +102,6 @@ def test_head_of_the_first_stage(project):
     interpolation = {"alphas": [0.0, 0.5, 1.0], "alpha": 0.0, "head": "first_stage"}
     settings = {"intervention": {**LP_FT["intervention"], "weight_interpolation": interpolation}}
     record, config = run(project, "wise", **settings)
-    # The head of a run that ends with the head-only stage, under the same learning rates.
     head = read_first_stage(project / "wise")
     assert {name.split(".")[0] for name in head} <= {"classifier", "bert"}
     saved, before = weights(project, "wise"), experiment.prepare(config).model.state_dict()
@@ -124,6 +123,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_model(project, monkeypatch, l
         "intervention": {**LP_FT["intervention"], "weight_interpolation": interpolation},
         "training__save_strategy": "steps",
         "training__save_steps": 1,
+        "training__save_total_limit": 12,
     }
     whole, _ = run(project, "whole", **settings)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -16,6 +16,8 @@ from hf_early_ood.layers import LayerGroups
 from hf_early_ood.probes.batches import ProbeSet
 
 logger = logging.get_logger(__name__)
+
+RATIO = "relative_gradient_norm"
 
 
 def scores_of(
@@ -47,11 +49,19 @@ def scores_of(
     return {**record, "trainable": list(freezer.managed)}
 
 
-def select_largest(candidates: Sequence[Sequence[str]], per_group: Mapping[str, float | None]) -> Sequence[str]:
-    """The candidate whose groups have the largest sum of scores; of equal ones the first.
+def select_largest(
+    candidates: Sequence[Sequence[str]], per_group: Mapping[str, float | None], measure: str
+) -> Sequence[str]:
+    """The candidate with the largest score; of equal ones the first.
+
+    The score of several groups that are released together is the sum of theirs for traces, which add up over groups,
+    and the largest one for ratios, which do not.
 
     Example:
-        >>> select_largest([("block.0",), ("block.1",)], {"block.0": 1.0, "block.1": 2.0, "head": 9.0})
-        ('block.1',)
+        >>> per_group = {"embeddings": 1.0, "block.0": 1.5, "block.1": 2.0, "head": 9.0}
+        >>> units = [("embeddings", "block.0"), ("block.1",)]
+        >>> select_largest(units, per_group, "fisher_trace"), select_largest(units, per_group, "relative_gradient_norm")
+        (('embeddings', 'block.0'), ('block.1',))
     """
-    return max(candidates, key=lambda unit: math.fsum(per_group.get(name) or 0.0 for name in unit))
+    combined: Callable[[list[float]], float] = max if measure == RATIO else math.fsum
+    return max(candidates, key=lambda unit: combined([per_group.get(name) or 0.0 for name in unit]))

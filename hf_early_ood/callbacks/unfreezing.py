@@ -69,7 +69,8 @@ class GradualUnfreezingCallback(StagedCallback):
         order_seed: Draws the random order.
         schedule: Path of a schedule file (``hf-early-ood schedule --output``); replaces the eight above.
         signal: What decides: a measure ("fisher_trace", "average_sharpness", "worst_case_sharpness", "gradient_norm",
-            ...), "log/<key>" for a value that the Trainer logs, such as "log/loss", or a list of them.
+            ...), "log/<key>" for a value that the Trainer logs, such as "log/loss", or a list of them. (The Trainer
+            logs the mean loss since it logged before: resumed is that exactly where it logged at the checkpoint.)
         vote: Of several signals: "all", "majority" or "any" must be stable.
         signal_settings: Further arguments of the measures, by measure, for signals and selections.
         window: tau of the detector, in measurements.
@@ -349,4 +350,4 @@ class GradualUnfreezingCallback(StagedCallback):
         record = {"step": state.global_step, **record, "measure": f"{names.SELECTION}/{schedule.select}"}
         record = from_main_process(record)
         run.log.append(record)
-        return select_largest(schedule.candidates(), record["per_group"])
+        return select_largest(schedule.candidates(), record["per_group"], schedule.select)

@@ -139,24 +139,25 @@ def check_intervention(settings: InterventionConfig, max_steps: int | None, prob
 
 def _check_combination(settings: InterventionConfig, problems: Problems) -> None:
     """Interventions combine where it makes sense; here is what does not, and why."""
+    knows = usable(settings.method)
     for method in ("lisa", "autofreeze"):
-        if getattr(settings, method) is not None and settings.method != method:
+        if knows and getattr(settings, method) is not None and settings.method != method:
             problems.add(
                 f"intervention.{method}",
                 f"is given, but intervention.method is {settings.method}",
                 allowed=f"null, or method: {method}",
             )
-    freezes = usable(settings.method) and settings.method != "standard"
     generations, interpolation = settings.generations, settings.weight_interpolation
     if usable(generations) and generations is not None:
-        if freezes:
+        if knows and settings.method != "standard":
             problems.add(
                 "intervention.generations",
                 "the early layers must train to go up the gradient, and later generations begin anew what a schedule"
                 f" has long released: it does not go with method {settings.method}",
                 allowed="method: standard",
             )
-        if usable(generations.ascent) and generations.ascent is not None and settings.fisher_penalty is not None:
+        penalty = settings.fisher_penalty
+        if usable(generations.ascent, penalty) and generations.ascent is not None and penalty is not None:
             problems.add(
                 "intervention.fisher_penalty",
                 "would be raised, not lowered, by the layers that go up the gradient",
@@ -170,7 +171,8 @@ def _check_combination(settings: InterventionConfig, problems: Problems) -> None
             )
     if usable(interpolation) and interpolation is not None:
         _check_interpolation(interpolation, problems)
-        if interpolation.head == "first_stage" and (settings.method != "gradual_unfreezing" or settings.start):
+        late = usable(settings.start) and settings.start != 0
+        if interpolation.head == "first_stage" and knows and (settings.method != "gradual_unfreezing" or late):
             problems.add(
                 "intervention.weight_interpolation.head",
                 "training does not begin with a stage in which the head trains alone",
@@ -178,11 +180,12 @@ def _check_combination(settings: InterventionConfig, problems: Problems) -> None
                 allowed="final, or method: gradual_unfreezing with start: 0",
             )
     rates = settings.learning_rates
-    decides = settings.method == "gradual_unfreezing" and (settings.interval == "auto" or settings.schedule is not None)
-    if usable(rates) and rates is not None and rates.switch_at == "auto" and not decides:
+    may_decide = settings.interval == "auto" or settings.schedule is not None or not usable(settings.interval)
+    decides = settings.method == "gradual_unfreezing" and may_decide
+    if usable(rates) and rates is not None and rates.switch_at == "auto" and knows and not decides:
         problems.add(
             "intervention.learning_rates.switch_at",
-            "nothing decides a moment without gradual unfreezing",
+            "nothing decides a moment",
             got="auto",
             allowed="a number of updates, a fraction of training, or method: gradual_unfreezing with interval: auto",
         )

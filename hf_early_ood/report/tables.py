@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from hf_early_ood.names import ID_TEST, ID_VALIDATION, OOD_MACRO_MEAN, OOD_WORST, is_ood
+from hf_early_ood.names import AUTOFREEZE, ID_TEST, ID_VALIDATION, LISA, OOD_MACRO_MEAN, OOD_WORST, is_ood
 from hf_early_ood.report.layout import NO_VALUE, Table, duration, points, share, signed, with_interval
 from hf_early_ood.report.verdict import find_comparison, judge, verdict
 from hf_early_ood.results import ArmRun, EvaluationRecord, InterventionRecord, MetricValue, RunRecord, StudyRecord
@@ -72,6 +72,8 @@ def why(intervention: InterventionRecord | None) -> str:
     """Why layers were released when they were."""
     if intervention is None or intervention.method == "standard":
         return NO_VALUE
+    if intervention.method in (LISA, AUTOFREEZE):
+        return "drawn" if intervention.method == LISA else "gradients settled"
     if intervention.decision is None:
         return "set in the configuration"
     if intervention.decision.reason != "stable":

@@ -12,6 +12,8 @@ import torch
 import transformers
 
 from hf_early_ood.callbacks.dynamics import EarlyDynamicsCallback
+from hf_early_ood.callbacks.learning_rates import LearningRatesCallback
+from hf_early_ood.callbacks.refreezing import AutoFreezeCallback, LISACallback
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.checkpoints import completed_updates, last_whole_checkpoint
 from hf_early_ood.trainer import EarlyOODTrainer
@@ -36,6 +38,13 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     },
     "auto_stable": {"unfreezing": {**AUTO, "tolerance": 1e9}},
     "auto_fallback": {"unfreezing": {**AUTO, "tolerance": 1e-9}, "arguments": {"save_steps": 3}},
+    "selected": {"unfreezing": {"interval": 2, "order": "fisher_trace", "probe_size": 8, "probe_batch_size": 4}},
+    "lisa": {"staged": LISACallback, "unfreezing": {"interval": 2, "num_groups": 1, "optimizer_state": "reset"}},
+    "autofreeze": {"staged": AutoFreezeCallback, "unfreezing": {"interval": 2}},
+    "rates": {
+        "unfreezing": {**AUTO, "tolerance": 1e9},
+        "rates": {"layer_decay": 0.5, "release_warmup": 2, "switch_factor": 0.1, "switch_at": "auto"},
+    },
     "with_dynamics": {
         "unfreezing": {**AUTO, "tolerance": 1e9},
         "dynamics": {
@@ -64,7 +73,9 @@ def train(scenario: str, folder: Path, result: Path, begun: Event) -> None:
     transformers.utils.logging.disable_progress_bar()
     logging.disable(logging.WARNING)
     parts = SCENARIOS[scenario]
-    callbacks: list[Any] = [GradualUnfreezingCallback(**parts["unfreezing"])]
+    callbacks: list[Any] = [parts.get("staged", GradualUnfreezingCallback)(**parts["unfreezing"])]
+    if "rates" in parts:
+        callbacks.append(LearningRatesCallback(**parts["rates"]))
     if "dynamics" in parts:
         callbacks.append(EarlyDynamicsCallback(probe_size=8, probe_batch_size=4, **parts["dynamics"]))
     arguments = {"max_steps": UPDATES, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}

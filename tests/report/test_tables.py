@@ -153,6 +153,14 @@ def test_run_table() -> None:
     assert "| OOD movie | 500 | 70.0 [68.0, 72.0] |" in run_table(records.run(), markdown=True)
 
 
+def test_groups_that_were_frozen_again_are_named() -> None:
+    stages = (StageRecord(0, 0, ("block.0", "head"), 20), StageRecord(1, 5, (), 10, ("block.0",)))
+    run = dataclasses.replace(records.run(), intervention=InterventionRecord("auto_freeze", stages))
+    assert row(run_table(run), "Layers", "0") == "0 0 20 block.0, head"
+    assert row(run_table(run), "Layers", "1") == "1 5 10 block.0"
+    assert first_release(run.intervention) is None
+
+
 def test_run_table_of_a_failed_run() -> None:
     record = dataclasses.replace(
         records.run(), status="failed", error="no memory", evaluation=None, training=None, intervention=None, timing={}

@@ -280,6 +280,7 @@ def test_what_a_person_reads():
         ([0.1, 0.2, math.nan], 50, "0"),  # the percentile is of 0.1 and 0.2
         ([1.0, 2.0, math.inf], 50, "0"),
         ([1.0, math.inf], 50, "0"),
+        ([1.0, math.inf, math.inf, math.inf], 50, "0"),
         ([math.inf, math.inf], 50, ""),
     ],
 )

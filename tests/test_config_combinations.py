@@ -1,0 +1,142 @@
+"""Which interventions go together: every refused pair with its reason, and the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hf_early_ood.callbacks.making import make_callbacks
+from hf_early_ood.config import RunConfig
+from hf_early_ood.errors import ConfigurationError
+from tests.test_config import minimal
+
+GRADUAL = {"method": "gradual_unfreezing"}
+FIXED = {"method": "gradual_unfreezing", "interval": 50}
+LISA = {"method": "lisa"}
+AUTOFREEZE = {"method": "autofreeze"}
+STANDARD = {"method": "standard"}
+SEAL = {"generations": {"ascent": 0.25}}
+LLF = {"generations": {"ascent": None, "forget": True}}
+RESTARTS = {"generations": {"ascent": None}}
+PENALTY = {"fisher_penalty": {"alpha": 0.1}}
+DECAY = {"learning_rates": {"layer_decay": 0.9}}
+SWITCH = {"learning_rates": {"switch_factor": 0.1, "switch_at": 20}}
+SWITCH_AUTO = {"learning_rates": {"switch_factor": 0.1, "switch_at": "auto"}}
+WISE = {"weight_interpolation": {}}
+FIRST_STAGE = {"weight_interpolation": {"head": "first_stage"}}
+
+
+def read(*parts: dict[str, Any]) -> RunConfig:
+    intervention = {key: value for part in parts for key, value in part.items()}
+    return RunConfig.from_dict({**minimal(), "intervention": intervention})
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ((STANDARD, {"lisa": {}}), r"intervention\.lisa: is given, but intervention\.method is standard"),
+        ((GRADUAL, {"lisa": {"interval": 5}}), r"intervention\.lisa: .*is gradual_unfreezing.*null, or method: lisa"),
+        ((LISA, {"autofreeze": {}}), r"intervention\.autofreeze: is given, but intervention\.method is lisa"),
+        ((AUTOFREEZE, {"lisa": {}}), r"intervention\.lisa: is given, but intervention\.method is autofreeze"),
+        ((GRADUAL, SEAL), r"intervention\.generations: .*it does not go with method gradual_unfreezing"),
+        ((GRADUAL, LLF), r"intervention\.generations: .*it does not go with method gradual_unfreezing"),
+        ((LISA, SEAL), r"intervention\.generations: .*it does not go with method lisa"),
+        ((AUTOFREEZE, RESTARTS), r"intervention\.generations: .*it does not go with method autofreeze"),
+        ((SEAL, PENALTY), r"intervention\.fisher_penalty: would be raised, not lowered"),
+        ((LLF, WISE), r"intervention\.weight_interpolation: .*there is no path between"),
+        ((STANDARD, FIRST_STAGE), r"weight_interpolation\.head: training does not begin with a stage"),
+        ((LISA, FIRST_STAGE), r"weight_interpolation\.head: training does not begin with a stage"),
+        ((FIXED, {"start": 10}, FIRST_STAGE), r"weight_interpolation\.head: training does not begin with a stage"),
+        ((STANDARD, SWITCH_AUTO), r"learning_rates\.switch_at: nothing decides a moment"),
+        ((LISA, SWITCH_AUTO), r"learning_rates\.switch_at: nothing decides a moment"),
+        ((FIXED, SWITCH_AUTO), r"learning_rates\.switch_at: nothing decides a moment"),
+    ],
+)
+def test_what_does_not_go_together(parts: tuple[dict[str, Any], ...], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"(?s)1 problem.*{message}"):
+        read(*parts)
+
+
+@pytest.mark.parametrize(
+    ("parts", "callbacks"),
+    [
+        ((STANDARD,), []),
+        ((LISA, {"lisa": {"interval": 5}}), ["LISA"]),
+        ((LISA, DECAY, PENALTY, WISE), ["LISA", "LearningRates", "FisherPenalty"]),
+        ((AUTOFREEZE, {"autofreeze": {}}), ["AutoFreeze"]),
+        ((AUTOFREEZE, SWITCH, PENALTY, WISE), ["AutoFreeze", "LearningRates", "FisherPenalty"]),
+        ((GRADUAL, DECAY, PENALTY, WISE), ["GradualUnfreezing", "LearningRates", "FisherPenalty"]),
+        ((GRADUAL, SWITCH_AUTO, FIRST_STAGE), ["GradualUnfreezing", "LearningRates", "FirstStage"]),
+        ((FIXED, SWITCH, FIRST_STAGE), ["GradualUnfreezing", "LearningRates", "FirstStage"]),
+        ((FIXED, {"start": 10}, WISE), ["GradualUnfreezing"]),
+        ((SEAL, DECAY, WISE), ["LearningRates", "Generations"]),
+        ((LLF, PENALTY, SWITCH), ["LearningRates", "Generations", "FisherPenalty"]),
+        ((RESTARTS, PENALTY, WISE), ["Generations", "FisherPenalty"]),
+        (({"generations": {"ascent": 0.25, "forget": True}},), ["Generations"]),
+        ((STANDARD, PENALTY, WISE, SWITCH), ["LearningRates", "FisherPenalty"]),
+    ],
+)
+def test_what_goes_together(parts: tuple[dict[str, Any], ...], callbacks: list[str]) -> None:
+    made = [type(callback).__name__.removesuffix("Callback") for callback in make_callbacks(read(*parts).intervention)]
+    assert made == callbacks
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"alphas": []}, r"alphas: are not usable\. Got: \[\]\. Allowed: a list of different numbers from 0 to 1"),
+        ({"alphas": [0.0, 1.5]}, r"alphas: are not usable\. Got: \[0\.0, 1\.5\]"),
+        ({"alphas": [-0.1]}, r"alphas: are not usable"),
+        ({"alphas": [0.5, 0.5]}, r"alphas: are not usable"),
+        ({"alphas": [0.5, 0.5], "alpha": 0.7}, r"alphas: are not usable"),
+        ({"alphas": 0.5}, r"alphas: has the wrong type"),
+        ({"alphas": None}, r"alphas: has the wrong type"),
+        ({"alpha": 0.55}, r"alpha: is not one of alphas\. Got: 0\.55\. Allowed: id_validation, 0\.0, 0\.1, 0\.2"),
+        (
+            {"alphas": [0, 1], "alpha": 0.5},
+            r"alpha: is not one of alphas\. Got: 0\.5\. Allowed: id_validation, 0\.0, 1",
+        ),
+        ({"alpha": "ood/movie"}, r"alpha: has the wrong type\. Got: 'ood/movie'\. Allowed: id_validation, or one of"),
+        ({"head": "pretrained"}, r"head: has the wrong type\. Got: 'pretrained'\. Allowed: first_stage, final"),
+        ({"alpa": 0.5}, r"alpa: unknown key\. Did you mean 'intervention\.weight_interpolation\.alpha'"),
+    ],
+)
+def test_keys_of_the_interpolation(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"1 problem.*\n.*weight_interpolation\.{message}"):
+        read({"weight_interpolation": section})
+
+
+@pytest.mark.parametrize("alpha", [0, 1, 0.3, "0.7", "id_validation"])
+def test_an_alpha_of_the_curve(alpha: Any) -> None:
+    own = read({"weight_interpolation": {"alpha": alpha}}).intervention.weight_interpolation
+    assert own is not None
+    assert own.alpha == (alpha if alpha == "id_validation" else float(alpha))
+    assert own.alphas == tuple(step / 10 for step in range(11))
+    assert own.head == "final"
+
+
+def test_one_mistake_does_not_hide_another() -> None:
+    with pytest.raises(ConfigurationError, match="2 problems") as error:
+        read(GRADUAL, RESTARTS, {"fisher_penalty": {"alpha": 1, "every": 0}})
+    assert "intervention.fisher_penalty.every: is out of range" in str(error.value)
+    assert "intervention.generations: " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ({"method": "gradual"}, {"lisa": {}}),
+        ({"method": "gradual"}, FIRST_STAGE, SWITCH_AUTO),
+        (GRADUAL, {"start": "late"}, FIRST_STAGE),
+        (GRADUAL, {"interval": "often"}, SWITCH_AUTO),
+        ({"generations": {"ascent": "up"}}, PENALTY),
+        (SEAL, {"fisher_penalty": 3}),
+        ({"generations": {"forget": "yes"}}, WISE),
+        ({"weight_interpolation": {"alphas": "all", "alpha": 0.5}},),
+        ({"weight_interpolation": 0.5}, LLF),
+    ],
+)
+def test_what_cannot_be_read_is_not_compared(parts: tuple[dict[str, Any], ...]) -> None:
+    with pytest.raises(ConfigurationError, match="1 problem"):
+        read(*parts)
