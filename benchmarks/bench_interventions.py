@@ -20,6 +20,7 @@ and interpolating and putting back at 11 points. Prints a table and writes bench
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import statistics
 import tempfile
@@ -96,11 +97,13 @@ def main() -> None:
     trained: dict[str, list[tuple[Training, Training]]] = {name: [] for name in everything}
     curves = []
     train(options)  # warm-up
-    for _ in range(options.repetitions):
+    for repetition in range(options.repetitions):
         for position, (name, arm) in enumerate(everything.items()):
             if position % STANDARD_EVERY == 0:
                 standard = train(options)
-            trained[name].append((train(options, arm.section), standard))
+            training = train(options, arm.section)
+            trained[name].append((training, standard))
+            print(f"{repetition + 1}: {name}: {training.total / standard.total:.3f}", flush=True)
         curves.append(seconds(curve(options), options.device)[0] / standard.update)
     results = {name: summary(arm, trained[name]) for name, arm in everything.items()}
     show(results)
@@ -200,7 +203,8 @@ def train(options: argparse.Namespace, section: Section | None = None) -> Traini
         )
         clock.trainer.remove_callback(PrinterCallback)
         clock.trainer.train()
-    clock.trainer = None  # the model is no longer needed
+    clock.trainer = None
+    gc.collect()  # the model, which holds itself; not in the middle of the next training
     return clock.training
 
 

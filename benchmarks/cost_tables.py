@@ -26,6 +26,7 @@ SHORT = {
     "peers": ("empirical Fisher trace",),
     "scaling": ("length",),
     "ddp": ("re-wrapped, with search",),  # left out
+    "interventions": ("gradual unfreezing, random", "late start", "layer-wise decay"),  # left out
 }
 
 
@@ -248,6 +249,32 @@ def ddp(record: Record, short: bool) -> str:
     return text + table(("trains", "DDP", "of full", "of head only", "MiB all-reduced", "goal"), rows)
 
 
+def interventions(record: Record, short: bool) -> str:
+    """A whole training with each intervention, in standard trainings."""
+    setting, curve = record["setting"], record["results"]["weight_interpolation"]
+    head = ["", "of standard", "measuring, in updates", "goal"]
+    rows = [
+        (
+            name,
+            f"{row['ratio']:.2f}",
+            f"{row['measuring_updates']:.1f}" if row["measuring_updates"] else "",
+            goal_of(record, name),
+            *([] if short else [" ".join(f"{value:.2f}" for value in row["update_by_stage"].values())]),
+        )
+        for name, row in record["results"]["arms"].items()
+        if not short or name not in SHORT["interventions"]
+    ]
+    head += [] if short else ["an update in each stage"]
+    return (
+        f"A whole training with each intervention, in the time of standard fine-tuning: {setting['updates']} updates,"
+        f" {batch_of(record)}, a release every tenth of training. A measurement costs so many updates however long"
+        f" training is; in one as short as this it is a large share ({command_of(record)}):\n\n"
+        + table(head, rows)
+        + f"\n\nWiSE-FT changes nothing in training. Its curve of {curve['alphas']} points costs as many evaluations,"
+        f" and the time of {curve['updates']:.1f} updates to interpolate."
+    )
+
+
 TABLES: dict[str, Callable[[Record, bool], str]] = {
     "fisher": fisher,
     "peers": peers,
@@ -255,6 +282,7 @@ TABLES: dict[str, Callable[[Record, bool], str]] = {
     "sharpness": sharpness,
     "curvature": curvature,
     "ddp": ddp,
+    "interventions": interventions,
 }
 TITLES = {
     "fisher": "Stages and the Fisher trace",
@@ -263,4 +291,5 @@ TITLES = {
     "sharpness": "Sharpness",
     "curvature": "Curvature",
     "ddp": "DistributedDataParallel",
+    "interventions": "Interventions",
 }

@@ -274,7 +274,7 @@ def _train_and_evaluate(config: RunConfig, material: Material, folder: Path, pro
         loss_curve=curve,
     )
     groups = find_layer_groups(material.model).trainable().names
-    _record_unfreezing(config, trainer, groups, folder, progress)
+    _record_unfreezing(config, trainer, groups, folder, progress, resumed=checkpoint is not None)
 
     selected_by = "last update"
     if arguments.load_best_model_at_end:
@@ -341,7 +341,12 @@ class _Progress:
 
 
 def _record_unfreezing(
-    config: RunConfig, trainer: EarlyOODTrainer, groups: Sequence[str], folder: Path, progress: _Progress
+    config: RunConfig,
+    trainer: EarlyOODTrainer,
+    groups: Sequence[str],
+    folder: Path,
+    progress: _Progress,
+    resumed: bool,
 ) -> None:
     """What was released when, what it cost to decide, and the figure of it."""
     if trainer.unfreezing is None:
@@ -352,11 +357,12 @@ def _record_unfreezing(
     progress.parts["intervention"] = InterventionRecord(config.intervention.method, series.stages, series.decision)
     if not series.measurements:
         return
-    # Of this process, as the time of training is: a run that was resumed has measured before, too.
     seconds, total = trainer.unfreezing.probe_seconds, progress.seconds["train"]
-    extra = seconds / (total - seconds) if total > seconds else None
+    # Both times are those of this process, which may have trained without measuring if it went on from a checkpoint.
+    part = None if resumed else seconds / total
+    extra = seconds / (total - seconds) if not resumed and total > seconds else None
     kinds = " + ".join(dict.fromkeys(item.measure for item in series.measurements))
-    progress.parts["probes"] = {kinds: ProbeRecord(len(series.measurements), seconds, seconds / total, extra)}
+    progress.parts["probes"] = {kinds: ProbeRecord(len(series.measurements), seconds, part, extra)}
     watched = [item.measure for item in series.measurements if not item.measure.startswith(names.SELECTION)]
     if watched and PartialState().is_main_process:
         signal_figure(

@@ -164,7 +164,7 @@ class StabilizationDetector:
         # Not at step 0: an interval has at least one update.
         if step > 0 and change is not None and change <= self.tolerance:
             self._decide(step, STABLE, change)
-        elif step > 0 and self.max_step is not None and step >= self.max_step:
+        elif self.max_step is not None and step >= self.max_step:
             self._decide(step, FALLBACK, change)
         return self.decision
 

@@ -108,7 +108,7 @@ class SignalVote:
         needed = {"all": len(self.detectors), "majority": len(self.detectors) // 2 + 1, "any": 1}[self.vote]
         if newest is not None and stable >= needed:
             self.decision = newest
-        elif self.max_step is not None and step >= self.max_step and step > 0:
+        elif self.max_step is not None and step >= self.max_step:
             self.decision = self._fallback(step)
         return self.decision
 

@@ -111,7 +111,7 @@ def test_schedule_is_written_edited_and_followed(project, capsys):
     settings["intervention"] = {"method": "gradual_unfreezing", "schedule": str(output)}
     assert main(["run", str(write_yaml(project / "run.yaml", settings))]) == 0
     stages = read_run(project / "out" / names.RESULTS_FILE).intervention.stages
-    assert [stage.released for stage in stages] == [("head",), ("block.2", "block.1"), ("block.0",), ("embeddings",)]
+    assert [stage.released for stage in stages] == [("head",), ("block.1", "block.2"), ("block.0",), ("embeddings",)]
 
 
 def test_schedule_checks_the_length(tmp_path, capsys):

@@ -59,6 +59,13 @@ def test_never_stable_falls_back_at_max_step_or_never():
     assert decide(values, window=1) is None
 
 
+def test_only_what_is_stable_can_be_stable_at_the_first_chance():
+    assert decide([1.0, 1.0], window=1).at_first_chance
+    assert not decide([1.0, 2.0, 2.0], window=1).at_first_chance
+    forced = decide([1.0, 2.0], window=1, max_step=10)
+    assert (forced.reason, forced.at_first_chance) == ("fallback", False)
+
+
 def test_too_short_decides_nothing():
     assert decide([1.0, 1.0, 1.0], window=3) is None
 
@@ -92,6 +99,7 @@ def test_state_of_other_settings_is_refused():
         ({"window": 2.0}, "window counts"),
         ({"tolerance": -0.1}, "relative change"),
         ({"tolerance": math.nan}, "relative change"),
+        ({"tolerance": True}, "relative change"),
         ({"transient": -1}, "number of updates"),
         ({"transient": "auto"}, "number of updates"),
         ({"max_step": 0}, "latest step"),

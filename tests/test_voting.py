@@ -94,6 +94,8 @@ def test_loading_forgets_what_was_before():
     empty = SignalVote(list(SERIES), "any", window=1)
     vote.load_state_dict(empty.state_dict())
     assert (vote.decision, vote.last_step) == (None, None)
+    assert vote.state_dict() == empty.state_dict()
+    assert replay(vote, SERIES).decision.step == 20
 
 
 @pytest.mark.parametrize("other", [{"vote": "any"}, {"window": 2}, {"max_step": 9}, {"signals": ["late", "early"]}])

@@ -84,6 +84,12 @@ def _distributed_type() -> DistributedType:
 
 
 def _check_fsdp2(args: TrainingArguments) -> None:
+    if args.auto_find_batch_size:
+        raise UnsupportedSetupError(
+            "A second attempt with a smaller batch cannot begin from the same weights: they are sharded by then.",
+            got="auto_find_batch_size=True with FSDP2",
+            fix="Set per_device_train_batch_size, and auto_find_batch_size=False.",
+        )
     kind = getattr(getattr(AcceleratorState(), "fsdp_plugin", None), "state_dict_type", None)
     if args.load_best_model_at_end and "SHARDED" in str(kind):
         raise UnsupportedSetupError(

@@ -205,6 +205,7 @@ def main() -> None:
         results |= {f"lisa {kind}": resumed(folder / f"lisa {kind}", kind, lisa) for kind in STATE_DICTS}
         sharded = {"state_dict_type": "SHARDED_STATE_DICT"}
         results["best refused"] = refused(folder / "best", unfreezing(), fsdp_config=sharded, **BEST)
+        results["attempts refused"] = refused(folder / "attempts", unfreezing(), auto_find_batch_size=True)
         results["sums refused"] = refused(folder / "sums", AutoFreezeCallback(interval=INTERVAL))
     torch.save(results, folder / f"rank{rank}.pt")
 

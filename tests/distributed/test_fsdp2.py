@@ -144,6 +144,10 @@ def test_what_pytorch_would_not_load_is_refused(two):
     assert "AutoFreeze cannot run under FSDP2" in two[0]["sums refused"]
 
 
+def test_attempts_that_cannot_begin_alike_are_refused(two):
+    assert "auto_find_batch_size=False" in two[0]["attempts refused"]
+
+
 def test_a_recipe_runs_with_the_settings_of_the_launcher(tmp_path):
     project = make_project(tmp_path / "project")
     path = write_yaml(project / "run.yaml", run_settings(project))

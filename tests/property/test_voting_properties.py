@@ -60,7 +60,7 @@ DETECTORS = st.fixed_dictionaries(
         "window": st.integers(1, 4),
         "tolerance": st.floats(0, 0.5),
         "transient": st.integers(0, 60),
-        "max_step": st.one_of(st.none(), st.integers(1, 200)),
+        "max_step": st.one_of(st.none(), st.integers(1, 60)),
     }
 )
 

@@ -411,6 +411,16 @@ def test_words_of_the_file():
     assert "waiting:  # one of these lines is selected at every release, the first after 1 interval" in waits.to_yaml()
 
 
+def test_a_stage_has_one_line_however_many_layers():
+    groups = ["embeddings", *(f"block.{i}" for i in range(48)), "head"]
+    once = UnfreezingSchedule(groups, interval=5, release="all_at_once")
+    head, released = once.to_yaml().splitlines()[-2:]
+    assert head == "  - [head]  # from update 0"  # the long line moves no comment but its own
+    assert released.startswith("  - [block.47, block.46, ")
+    assert released.endswith(", embeddings]  # from update 5")
+    assert len(UnfreezingSchedule(groups, interval=5).to_yaml().splitlines()) == 5 + 50
+
+
 def test_schedule_file_of_a_model(tmp_path):
     schedule = UnfreezingSchedule(GROUPS, interval="auto", order="fisher_trace")
     file = tmp_path / "schedule.yaml"
