@@ -10,8 +10,8 @@ Time is that of the process (on a GPU, that on the wall) from on_train_begin to 
 before the first update and between updates is part of it, loading and evaluating is not. Every repetition trains all
 arms in turn, with a standard training before every few of them, and each arm is divided by the latest of these; medians
 are reported, and so is an update in each stage, in updates of standard training. The time of measurements is also told
-in those: an automatic interval takes a few of them and a selection one for each release, however long training is, so
-that they are a large share of so short a training, and less than one in a hundred of one that is worth it.
+in those. An automatic interval needs window + 1 measurements at least and a selection one for each release, however
+long training is: a large share of one as short as this, and little of a long one.
 
 WiSE-FT does nothing to training. What is timed is all of its curve but the evaluations: the copy of the weights before,
 and interpolating and putting back at 11 points. Prints a table and writes benchmarks/results/NAME.json.
@@ -148,7 +148,7 @@ class Clock(TrainerCallback):
         self.device = device
         self.training = Training()
         self.trainer: EarlyOODTrainer | None = None
-        self._begin = self._update = 0.0
+        self._begin = self._wall = self._update = 0.0
 
     def now(self) -> float:
         if self.device == "cpu":
