@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from hf_early_ood import names
 from hf_early_ood.atomic import replacing, write_text
 from hf_early_ood.bundled.models import BUNDLED_MODEL, WEIGHTS_SHA256
-from hf_early_ood.callbacks.making import make_callbacks, make_staged
+from hf_early_ood.callbacks.making import also, make_callbacks, make_staged
 from hf_early_ood.checkpoints import checkpoints, last_whole_checkpoint
 from hf_early_ood.config import RunConfig, load_run
 from hf_early_ood.data import Splits, load_splits
@@ -350,11 +350,13 @@ def _record_unfreezing(
 ) -> None:
     """What was released when, what it cost to decide, and the figure of it."""
     if trainer.unfreezing is None:
-        progress.parts["intervention"] = InterventionRecord(config.intervention.method)
+        progress.parts["intervention"] = InterventionRecord(config.intervention.method, also=also(config.intervention))
         return
     PartialState().wait_for_everyone()
     series = read_dynamics(folder / names.DYNAMICS_FILE)
-    progress.parts["intervention"] = InterventionRecord(config.intervention.method, series.stages, series.decision)
+    progress.parts["intervention"] = InterventionRecord(
+        config.intervention.method, series.stages, series.decision, also(config.intervention)
+    )
     if not series.measurements:
         return
     seconds, total = trainer.unfreezing.probe_seconds, progress.seconds["train"]

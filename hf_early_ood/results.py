@@ -126,6 +126,8 @@ class InterventionRecord(_Record):
     method: str
     stages: tuple[StageRecord, ...] = ()
     decision: DecisionRecord | None = None
+    also: tuple[str, ...] = ()
+    """What else was done, by the names of its sections: learning_rates, generations, ..."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_early_ood import names
+from hf_early_ood.callbacks.dynamics_log import DynamicsLog
 from hf_early_ood.callbacks.intervening import InterveningCallback
 from hf_early_ood.checks import check_count, check_number
 from hf_early_ood.errors import UnsupportedSetupError
@@ -56,6 +57,7 @@ class FisherPenaltyCallback(InterveningCallback):
         until: Acts in the first so many updates only (int), or fraction of training (float in (0, 1)); None: to the
             end. The source acts throughout.
         seed: Of the labels that are drawn.
+        dynamics_file: File in ``args.output_dir`` for the logged values, events "fisher_penalty"; None writes none.
 
     Raises:
         ConfigurationError: A setting is not usable.
@@ -72,8 +74,17 @@ class FisherPenaltyCallback(InterveningCallback):
         10
     """
 
-    def __init__(self, alpha: float, *, every: int = 1, until: int | float | None = None, seed: int = 0) -> None:
-        super().__init__({"alpha": alpha, "every": every, "until": until, "seed": seed})
+    def __init__(
+        self,
+        alpha: float,
+        *,
+        every: int = 1,
+        until: int | float | None = None,
+        seed: int = 0,
+        dynamics_file: str | None = names.DYNAMICS_FILE,
+    ) -> None:
+        own = {"alpha": alpha, "every": every, "until": until, "seed": seed, "dynamics_file": dynamics_file}
+        super().__init__(own)
         check_number("alpha", alpha)
         check_count("every", every)
         check_count("seed", seed, least=0)
@@ -82,10 +93,11 @@ class FisherPenaltyCallback(InterveningCallback):
         self._until: float = math.inf
         self._step = self._piece = self._pieces_between = 0
         self._values: list[Tensor] = []
+        self._log: DynamicsLog | None = None
 
-    def learned(self) -> dict[str, Any]:
-        """Nothing: a checkpoint holds the settings only."""
-        return {}
+    def learned(self) -> dict[str, Any] | None:
+        """What a checkpoint must hold: the logged values."""
+        return None if self._log is None else {"records": list(self._log.records)}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Refuse what cannot be right."""
@@ -95,6 +107,9 @@ class FisherPenaltyCallback(InterveningCallback):
         until = in_updates(self.settings["until"], state.max_steps)
         self._until = math.inf if until is None else until
         self._values.clear()
+        saved = self._saved(state)
+        self._log = self._open_log(args, state)
+        self._log.replace([] if saved is None else saved["records"])
         self._announce(state)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
@@ -117,6 +132,8 @@ class FisherPenaltyCallback(InterveningCallback):
             mean = reduce(torch.stack(self._values).mean(), "mean")
             self._values.clear()
             self._emitter(state)({names.LOG_FISHER_PENALTY: mean.item()})
+            if self._log is not None:
+                self._log.append({"step": state.global_step, "event": names.LOG_FISHER_PENALTY, "value": mean.item()})
 
 
 def _check_setup(model: nn.Module) -> None:

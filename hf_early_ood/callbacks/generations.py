@@ -15,6 +15,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments, get_sc
 from transformers.utils import logging
 
 from hf_early_ood import names
+from hf_early_ood.callbacks.dynamics_log import DynamicsLog
 from hf_early_ood.callbacks.intervening import InterveningCallback
 from hf_early_ood.callbacks.resumable import check_same
 from hf_early_ood.callbacks.setups import check_optimizer, check_shards
@@ -46,6 +47,8 @@ smoothing 0.1. Early is what is below the third of four stages, as here what is 
 
 # Optimizers that make the update somewhere else than in step(), or with weights that are not the model's.
 _UNUSUAL = ("LayerWiseDummyOptimizer", "Lomo", "AdaLomo", "ScheduleFree")
+
+EVENT = "generation"
 
 
 class GenerationsCallback(InterveningCallback):
@@ -100,6 +103,8 @@ class GenerationsCallback(InterveningCallback):
             gathered in an ascent then goes on pushing upwards, and at the full learning rate.
         lr_restart: Let the schedule that the arguments ask for, warm-up included, run over each generation. (A warm-up
             in updates has that many in each.) False: one schedule over the whole run.
+        dynamics_file: File in ``args.output_dir`` for the events "generation": where one begins or an ascent ends, with
+            the groups that ascend and those that were initialized anew. None writes none.
 
     Raises:
         ConfigurationError: A setting is not usable (at once, or before the first update), or layers are being frozen.
@@ -127,6 +132,7 @@ class GenerationsCallback(InterveningCallback):
         forget_seed: int = 0,
         optimizer_state: str = "reset",
         lr_restart: bool = True,
+        dynamics_file: str | None = names.DYNAMICS_FILE,
     ) -> None:
         super().__init__(
             {
@@ -139,6 +145,7 @@ class GenerationsCallback(InterveningCallback):
                 "forget_seed": forget_seed,
                 "optimizer_state": optimizer_state,
                 "lr_restart": lr_restart,
+                "dynamics_file": dynamics_file,
             }
         )
         check_generations(generations, ascent)
@@ -152,6 +159,7 @@ class GenerationsCallback(InterveningCallback):
         self._groups: LayerGroups | None = None
         self._early: tuple[str, ...] = ()
         self._later: tuple[str, ...] = ()
+        self._log: DynamicsLog | None = None
         self._restarts = False  # whether the scheduler of the coming training restarts
 
     def adapt_scheduler(self, scheduler: LRScheduler, total_updates: int, args: TrainingArguments) -> LRScheduler:
@@ -201,7 +209,9 @@ class GenerationsCallback(InterveningCallback):
         check_optimizer(optimizer, {name: p for group in self._groups for name, p in group.parameters.items()})
         saved = self._saved(state)
         if saved is not None:
-            check_same("generations", saved, self.learned())
+            check_same("generations", {key: value for key, value in saved.items() if key != "records"}, self._cut())
+        self._log = self._open_log(args, state)
+        self._log.replace([] if saved is None else saved["records"])
         if self.settings["forget"]:
             initial_values(model, self._forgotten(model), self.settings["forget_seed"])  # raises now, not in an hour
             logger.warning(f"Every generation after the first begins with {', '.join(self._later)} initialized anew.")
@@ -221,9 +231,16 @@ class GenerationsCallback(InterveningCallback):
             for parameter in forgotten.values():
                 optimizer.state.pop(parameter, None)  # moments of weights that are no more
         if begins or plan.ends_ascent(step):
-            self._emitter(state)(
-                {names.LOG_GENERATION: plan.generation(step), names.LOG_ASCENDING: int(plan.ascends(step))}
-            )
+            generation, ascends = plan.generation(step), plan.ascends(step)
+            self._emitter(state)({names.LOG_GENERATION: generation, names.LOG_ASCENDING: int(ascends)})
+            forgot = step > 0 and begins and self.settings["forget"]
+            if self._log is not None:
+                event = {"event": EVENT, "generation": generation}
+                changed = {
+                    "ascend": list(self._early) if ascends else [],
+                    "forgot": list(self._later) if forgot else [],
+                }
+                self._log.append({"step": step, **event, **changed})
 
     def update_rules(self, step: int, model: nn.Module) -> Mapping[str, UpdateRule]:
         """Send the early groups up in the first updates of a generation."""
@@ -232,10 +249,12 @@ class GenerationsCallback(InterveningCallback):
         return dict.fromkeys(self._early, UpdateRule(self.settings["ascent_rate"], ascends=True))
 
     def learned(self) -> dict[str, Any] | None:
-        """What a checkpoint must hold: the length of the run, and which groups are early and later."""
-        if self._plan is None or self._groups is None:
-            return None
-        return {"updates": self._plan.total, "early": list(self._early), "later": list(self._later)}
+        """What a checkpoint must hold: the events, the length of the run, and which groups are early and later."""
+        return None if self._log is None else {**self._cut(), "records": list(self._log.records)}
+
+    def _cut(self) -> dict[str, Any]:
+        """How this training is cut, over time and over layers."""
+        return {"updates": self._require_plan().total, "early": list(self._early), "later": list(self._later)}
 
     def _forgotten(self, model: nn.Module) -> dict[str, nn.Parameter]:
         groups = [group for group in self._groups or () if group.name in self._later]

@@ -72,6 +72,12 @@ def make_staged(settings: InterventionConfig) -> StagedCallback | None:
         return GradualUnfreezingCallback(**own, **asdict(settings.detector), **probe)
 
 
+def also(settings: InterventionConfig) -> tuple[str, ...]:
+    """The sections of an intervention that are on beside its method."""
+    sections = (*_SECTIONS, "weight_interpolation")
+    return tuple(section for section in sections if getattr(settings, section) is not None)
+
+
 def check_together(callbacks: Sequence[TrainerCallback]) -> None:
     """Refuse callbacks that undo each other; what a configuration holds was checked when it was read.
 

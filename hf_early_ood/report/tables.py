@@ -274,7 +274,7 @@ def _run_layers(intervention: InterventionRecord) -> Table:
     if any(stage.frozen for stage in stages):
         columns.append("frozen")
         rows = [[*row, ", ".join(stage.frozen)] for row, stage in zip(rows, stages, strict=True)]
-    note = f"Method: {intervention.method}."
+    note = f"Method: {' + '.join([intervention.method, *intervention.also])}."
     if intervention.decision is not None:
         note += f" First release decided after update {intervention.decision.step}: {why(intervention)}."
     return Table("Layers", columns, rows, note, ("released", "frozen"))
