@@ -44,7 +44,6 @@ from hf_early_ood.results import (
     read_run,
     write_record,
 )
-from hf_early_ood.schedules import AUTO, SELECTIONS
 from hf_early_ood.sharding import gathered
 from hf_early_ood.sources import SplitSpec
 from hf_early_ood.tasks.sequence_classification import data_collator, load_classifier, tokenize
@@ -142,9 +141,8 @@ def check(config: RunConfig) -> str:
     updates = count_updates(arguments, num_examples)
     if callback is None:
         return "\n".join([*lines, f"{updates} updates of all layers"])
-    probe, order = config.intervention.probe, config.intervention.order
-    measures = config.intervention.interval == AUTO or order in SELECTIONS
-    if config.intervention.method == names.GRADUAL_UNFREEZING and probe.size > num_examples and measures:
+    probe = config.intervention.probe
+    if probe.size > num_examples and callback.measures(material.model, updates):
         raise ConfigurationError(
             "The probe set is larger than the training set.",
             got=f"intervention.probe.size={probe.size}, {num_examples} training examples",
@@ -357,14 +355,15 @@ def _record_unfreezing(
     progress.parts["intervention"] = InterventionRecord(
         config.intervention.method, series.stages, series.decision, also(config.intervention)
     )
-    if not series.measurements:
+    measured = [item for item in series.measurements if item.seconds is not None]
+    if not measured:
         return
     seconds, total = trainer.unfreezing.probe_seconds, progress.seconds["train"]
     # Both times are those of this process, which may have trained without measuring if it went on from a checkpoint.
     part = None if resumed else seconds / total
     extra = seconds / (total - seconds) if not resumed and total > seconds else None
-    kinds = " + ".join(dict.fromkeys(item.measure for item in series.measurements))
-    progress.parts["probes"] = {kinds: ProbeRecord(len(series.measurements), seconds, part, extra)}
+    kinds = " + ".join(dict.fromkeys(item.measure for item in measured))
+    progress.parts["probes"] = {kinds: ProbeRecord(len(measured), seconds, part, extra)}
     watched = [item.measure for item in series.measurements if not item.measure.startswith(names.SELECTION)]
     if watched and PartialState().is_main_process:
         signal_figure(

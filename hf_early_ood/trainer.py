@@ -28,7 +28,7 @@ from hf_early_ood.evaluation.metrics import classification_metrics, predicted_cl
 from hf_early_ood.evaluation.suites import SuiteEvaluation, evaluate_splits
 from hf_early_ood.interventions.update_rules import split_by_layer_group
 from hf_early_ood.layers import LayerGroups, find_layer_groups
-from hf_early_ood.schedules import AUTO, parse_number
+from hf_early_ood.schedules import AUTO, ORDERS, parse_number
 from hf_early_ood.sharding import reshard, sharded_modules
 from hf_early_ood.tasks.sequence_classification import (
     SequenceClassificationLoss,
@@ -41,11 +41,13 @@ INTERVENTIONS = (names.STANDARD, names.GRADUAL_UNFREEZING)
 
 @dataclass
 class EarlyOODArguments(TrainingArguments):
-    """``TrainingArguments`` plus the settings of :class:`~hf_early_ood.GradualUnfreezingCallback`.
+    """``TrainingArguments`` that reach every intervention, and hold the settings of gradual unfreezing themselves.
 
-    Each field is described in its ``help``; the defaults are those of the callback. ``intervention="standard"`` is
-    standard fine-tuning, the baseline. Every other intervention and combination is reached by the name of a preset
-    (``hf-early-ood presets``), or by a YAML file with the section ``intervention`` of a recipe.
+    ``intervention="gradual_unfreezing"`` takes the fields below, each described in its ``help``, with the defaults of
+    :class:`~hf_early_ood.GradualUnfreezingCallback`; "standard" is standard fine-tuning, the baseline. Every other
+    intervention and combination (LISA, AutoFreeze, learning rates, generations, Fisher penalty) is reached by the name
+    of a preset (``hf-early-ood presets``), or by a YAML file with the section ``intervention`` of a recipe. Only
+    WiSE-FT is not: it comes after training.
 
     Raises:
         ConfigurationError: A setting is not usable.
@@ -68,7 +70,7 @@ class EarlyOODArguments(TrainingArguments):
         default=AUTO,
         metadata={"help": "Updates per stage: a number, a fraction of training below 1, or auto (Fisher trace)."},
     )
-    unfreezing_order: str = field(default="top_down", metadata={"help": "top_down or bottom_up."})
+    unfreezing_order: str = field(default="top_down", metadata={"help": f"{', '.join(ORDERS[:-1])} or {ORDERS[-1]}."})
     unfreezing_initial: list[str] = field(
         default_factory=lambda: ["head"], metadata={"help": "Layer groups that train from the start."}
     )
@@ -125,7 +127,8 @@ class EarlyOODArguments(TrainingArguments):
             item.name
             for item in fields(self)
             if item.name.startswith(("unfreezing_", "stabilization_", "probe_"))
-            and getattr(self, item.name) != (item.default if item.default is not MISSING else ["head"])
+            and getattr(self, item.name)
+            != (item.default if item.default_factory is MISSING else item.default_factory())
         ]
         if given:
             raise ConfigurationError(
@@ -148,7 +151,7 @@ class EarlyOODArguments(TrainingArguments):
             "interval": parse_number(self.unfreezing_interval),
             "order": self.unfreezing_order,
             "initial": self.unfreezing_initial,
-            "release": self.unfreezing_release,
+            "release": parse_number(self.unfreezing_release),
             "schedule": self.unfreezing_schedule,
             "window": self.stabilization_window,
             "tolerance": self.stabilization_tolerance,
@@ -167,7 +170,10 @@ class EarlyOODTrainer(Trainer):
 
     What it adds to ``transformers.Trainer``:
 
-    * The unfreezing callback from :class:`EarlyOODArguments`, logging through ``Trainer.log`` to every tracker.
+    * The callbacks that :class:`EarlyOODArguments` ask for, logging through ``Trainer.log`` to every tracker.
+    * What learning rates, generations and the Fisher penalty need beyond events: the optimizer's parameter groups are
+      split by layer group, update rules (learning rate, sign) hold around the optimizer's step, the loss has an extra
+      term in training, and the scheduler can restart. Without such a callback nothing of it happens.
     * For sequence classification, the loss is the sum over examples divided by the number of examples of the whole
       update, over accumulation steps and processes: the same global batch gives the same gradient however it is
       cut. (``Trainer`` of transformers 5.23 multiplies it by the number of pieces.)
@@ -186,7 +192,8 @@ class EarlyOODTrainer(Trainer):
         **kwargs: As for ``transformers.Trainer``. ``compute_metrics`` defaults to the three metrics above.
 
     Raises:
-        ConfigurationError: ``args`` ask for unfreezing and ``callbacks`` bring a callback of their own.
+        ConfigurationError: ``args`` and ``callbacks`` both freeze layers; a scheduler was made before the optimizer was
+            split; or, from ``train``, the Fisher penalty comes together with layers that ascend.
     """
 
     def __init__(self, *positional: Any, probe_dataset: Dataset | None = None, **kwargs: Any) -> None:
@@ -205,7 +212,7 @@ class EarlyOODTrainer(Trainer):
         for callback in self.args.make_callbacks() if isinstance(self.args, EarlyOODArguments) else ():
             if isinstance(callback, StagedCallback) and self.unfreezing is not None:
                 raise ConfigurationError(
-                    "Both the arguments and the callbacks ask for gradual unfreezing.",
+                    "Both the arguments and the callbacks freeze layers.",
                     fix='Set intervention="standard" or leave the callback out.',
                 )
             self.add_callback(callback)
@@ -242,6 +249,16 @@ class EarlyOODTrainer(Trainer):
         if self.unfreezing is not None:
             self.unfreezing.checks_loss_scale = False  # compute_loss_func is right
             self.unfreezing.rewrap_through(self._rewrap if self._rewraps else None)
+
+    def _let_callbacks_go(self) -> None:
+        """Take back what `_equip_callbacks` gave, also after an error: the next Trainer may be another."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ReportingCallback):
+                callback.report_through(None)
+            if isinstance(callback, InterveningCallback):
+                callback.is_asked, callback.unfreezing = False, None
+            elif isinstance(callback, UpdateRulesCallback):
+                callback.put_back()
 
     @property
     def _rewraps(self) -> bool:
@@ -328,6 +345,7 @@ class EarlyOODTrainer(Trainer):
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self._beginning = None
+            self._let_callbacks_go()
             if self.unfreezing is not None and self.model is not None:
                 self.unfreezing.release_leftovers(self.model)
                 self.unfreezing.rewrap_through(None)  # the next Trainer may be another

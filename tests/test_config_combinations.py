@@ -39,6 +39,8 @@ def read(*parts: dict[str, Any]) -> RunConfig:
         ((GRADUAL, {"lisa": {"interval": 5}}), r"intervention\.lisa: .*is gradual_unfreezing.*null, or method: lisa"),
         ((LISA, {"autofreeze": {}}), r"intervention\.autofreeze: is given, but intervention\.method is lisa"),
         ((AUTOFREEZE, {"lisa": {}}), r"intervention\.lisa: is given, but intervention\.method is autofreeze"),
+        ((LISA, {"interval": 50}), r"intervention\.interval: has no effect with method lisa"),
+        ((AUTOFREEZE, {"probe": {"size": 64}}), r"intervention\.probe: has no effect with method autofreeze"),
         ((GRADUAL, SEAL), r"intervention\.generations: .*it does not go with method gradual_unfreezing"),
         ((GRADUAL, LLF), r"intervention\.generations: .*it does not go with method gradual_unfreezing"),
         ((LISA, SEAL), r"intervention\.generations: .*it does not go with method lisa"),

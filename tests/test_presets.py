@@ -334,3 +334,13 @@ def test_unknown_preset() -> None:
 def test_file_that_is_not_there_is_no_preset(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no such configuration file"):
         load_intervention(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("preset: 2024", "not the name of a preset"), ("study: {}", "a study is several")]
+)
+def test_a_file_for_a_trainer_is_one_intervention(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "intervention.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match=message):
+        load_intervention(path)

@@ -48,7 +48,8 @@ class FisherPenaltyCallback(InterveningCallback):
     several processes do what accumulation on one would do with the same pieces.
 
     Every log of the training loss is accompanied by ``fisher_penalty``, the mean of the squared norms since the last
-    one, without alpha; the loss itself contains alpha times it. Evaluation is without.
+    one, without alpha; the loss itself contains alpha times it. Evaluation is without. As with the loss itself, the
+    first value after resuming is that of the updates since, unless the Trainer logged at the checkpoint.
 
     Args:
         alpha: Strength, above 0. Choose it on ID validation data.
@@ -92,7 +93,8 @@ class FisherPenaltyCallback(InterveningCallback):
             checked_updates(until, "until")
         self._until: float = math.inf
         self._step = self._piece = self._pieces_between = 0
-        self._values: list[Tensor] = []
+        self._sum: Tensor | None = None  # since the last log
+        self._count = 0
         self._log: DynamicsLog | None = None
 
     def learned(self) -> dict[str, Any] | None:
@@ -106,7 +108,7 @@ class FisherPenaltyCallback(InterveningCallback):
         likelihood_for(kwargs["model"])  # raises for an unknown task
         until = in_updates(self.settings["until"], state.max_steps)
         self._until = math.inf if until is None else until
-        self._values.clear()
+        self._sum, self._count = None, 0
         saved = self._saved(state)
         self._log = self._open_log(args, state)
         self._log.replace([] if saved is None else saved["records"])
@@ -123,14 +125,15 @@ class FisherPenaltyCallback(InterveningCallback):
             return None
         digest = hashlib.sha256(f"{self.settings['seed']} {self._step} {piece}".encode()).digest()
         penalty = fisher_penalty(model, inputs, seed=int.from_bytes(digest[:7], "big"))
-        self._values.append(penalty.value)
+        value = penalty.value.detach()
+        self._sum, self._count = value if self._sum is None else self._sum + value, self._count + 1
         return penalty.as_loss(self.settings["alpha"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Log what the penalty was since the last log of the loss."""
-        if control.should_log and self._values:
-            mean = reduce(torch.stack(self._values).mean(), "mean")
-            self._values.clear()
+        if control.should_log and self._sum is not None:
+            mean = reduce(self._sum / self._count, "mean")
+            self._sum, self._count = None, 0
             self._emitter(state)({names.LOG_FISHER_PENALTY: mean.item()})
             if self._log is not None:
                 self._log.append({"step": state.global_step, "event": names.LOG_FISHER_PENALTY, "value": mean.item()})

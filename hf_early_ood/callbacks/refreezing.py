@@ -11,6 +11,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_early_ood import names
 from hf_early_ood.callbacks.measuring import from_main_process
+from hf_early_ood.callbacks.setups import check_step
 from hf_early_ood.callbacks.staged import StagedCallback
 from hf_early_ood.checks import check_choice, check_count, check_number
 from hf_early_ood.errors import ConfigurationError, UnsupportedSetupError
@@ -159,6 +160,11 @@ class AutoFreezeCallback(StagedCallback):
 
     def _make_schedule(self, groups: tuple[str, ...], total_updates: int) -> PrefixFreezing:
         return PrefixFreezing(groups, interval=self.settings["interval"]).resolve(total_updates=total_updates)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """Begin as others that freeze do, with an optimizer that leaves gradients to look at."""
+        check_step(kwargs["optimizer"])
+        super().on_train_begin(args, state, control, **kwargs)
 
     def _prepare(self, model: nn.Module, *parts: Any, saved: Mapping[str, Any] | None, **others: Any) -> None:
         if sharded_modules(model):

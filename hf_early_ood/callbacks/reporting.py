@@ -25,7 +25,7 @@ class ReportingCallback(ResumableCallback):
         super().__init__(settings)
         self._report: Emit | None = None
 
-    def report_through(self, log: Emit) -> None:
+    def report_through(self, log: Emit | None) -> None:
         """Log through ``Trainer.log`` (trackers included) instead of ``state.log_history`` only."""
         self._report = log
 

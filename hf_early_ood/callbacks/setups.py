@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from hf_early_ood.tasks.sequence_classification import is_sequence_classificatio
 logger = logging.get_logger(__name__)
 
 _ALLOWED = "one process, DistributedDataParallel, or FSDP2"
+
+_IN_BACKWARD = ("LayerWiseDummyOptimizer", "Lomo", "AdaLomo")
 
 
 def check_launcher(args: TrainingArguments, model: nn.Module, rewraps: bool = False) -> None:
@@ -177,6 +179,26 @@ def check_optimizer(optimizer: torch.optim.Optimizer | None, managed: Mapping[st
             got=f"{len(missing)} of {len(managed)} missing, such as {missing[0]}",
             fix="Give the Trainer a model whose layers are all trainable and let it build the optimizer, none of the"
             " layerwise ones.",
+        )
+
+
+def check_step(optimizer: torch.optim.Optimizer, unusual: Sequence[str] = ()) -> None:
+    """Refuse an optimizer whose ``step()`` makes no update: what is changed around it would be logged and no more.
+
+    Args:
+        optimizer: As a Trainer's callbacks get it.
+        unusual: Further parts of class names that are refused.
+
+    Raises:
+        UnsupportedSetupError: DeepSpeed, or an optimizer that makes its updates in the backward pass.
+    """
+    kind = type(getattr(optimizer, "optimizer", optimizer)).__name__  # accelerate wraps it
+    if _distributed_type() == DistributedType.DEEPSPEED or any(name in kind for name in (*_IN_BACKWARD, *unusual)):
+        raise UnsupportedSetupError(
+            "This optimizer does not make its updates in step(), or keeps weights of its own: they cannot be changed"
+            " from outside.",
+            got=f"{kind}, distributed type {_distributed_type()}",
+            fix="Use another one, such as optim='adamw_torch' or 'sgd', without DeepSpeed.",
         )
 
 

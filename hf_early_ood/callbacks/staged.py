@@ -119,6 +119,10 @@ class StagedCallback(RecordingCallback):
         notes = [f"Note: {note}" for note in (*groups.notes, *([warning] if warning else []))]
         return "\n".join([groups.table(), f"{total_updates} updates", schedule.to_yaml().rstrip(), *notes])
 
+    def measures(self, model: nn.Module, total_updates: int) -> bool:
+        """Whether a training of this length takes measurements on the probe set."""
+        return False
+
     def _check_plan(self, schedule: Schedule, groups: LayerGroups, total_updates: int, warmup: int) -> None:
         """Refuse a schedule that could not be followed in a training of this length."""
 

@@ -21,7 +21,7 @@ from hf_early_ood.callbacks.selecting import scores_of, select_largest
 from hf_early_ood.callbacks.staged import StagedCallback
 from hf_early_ood.checks import check_choice
 from hf_early_ood.errors import ConfigurationError
-from hf_early_ood.layers import LayerGroups
+from hf_early_ood.layers import LayerGroups, find_layer_groups
 from hf_early_ood.probes.batches import ProbeSet
 from hf_early_ood.probes.likelihood import LABEL_CHOICES
 from hf_early_ood.schedules import AUTO, Interval, Schedule, UnfreezingSchedule
@@ -217,6 +217,11 @@ class GradualUnfreezingCallback(StagedCallback):
         schedule = self._schedule_of(groups) if path is None else UnfreezingSchedule.load(path, groups)
         return schedule.resolve(total_updates=total_updates)
 
+    def measures(self, model: nn.Module, total_updates: int) -> bool:
+        """Whether a training of this length takes measurements on the probe set."""
+        schedule = self._make_schedule(find_layer_groups(model).trainable().names, total_updates)
+        return not schedule.is_resolved or schedule.select is not None
+
     def _make_vote(self, total_updates: int, warmup: int, num_groups: int) -> SignalVote:
         s = self.settings
         transient, max_step = s["transient"], s["max_step"]
@@ -224,7 +229,8 @@ class GradualUnfreezingCallback(StagedCallback):
             transient = warmup
         if max_step == AUTO:
             # Not before the signal can be judged at all.
-            max_step = max(total_updates // num_groups, self._first_chance(transient))
+            intervals = num_groups + (s["first"] if s["schedule"] is None else 1) - 1
+            max_step = max(total_updates // intervals, self._first_chance(transient))
         elif max_step == 1.0 and isinstance(max_step, float):
             max_step = total_updates
         return SignalVote(
@@ -248,11 +254,13 @@ class GradualUnfreezingCallback(StagedCallback):
         vote = self._make_vote(total_updates, warmup, len(groups))
         latest, first = vote.max_step or 0, self._first_chance(vote.transient)
         every, window = self.settings["probe_every"], self.settings["window"]
-        if latest >= total_updates:
+        intervals = schedule.first if isinstance(schedule, UnfreezingSchedule) else 1
+        if intervals * latest >= total_updates:
             raise ConfigurationError(
                 "The decision could fall after the end of training: nothing would ever be released.",
-                got=f"max_step={latest}, training makes {total_updates} updates",
-                allowed=f"1 to {total_updates - 1}",
+                got=f"max_step={latest}, training makes {total_updates} updates"
+                + (f", the first release is after {intervals} intervals" if intervals > 1 else ""),
+                allowed=f"1 to {(total_updates - 1) // intervals}",
                 fix='Set max_step="auto", lower probe_every or window, or train longer.',
             )
         if latest < first:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_early_ood.config.parsing import Problems, usable
+from hf_early_ood.schedules import AUTO, RELEASES
 
 if TYPE_CHECKING:
     from hf_early_ood.config.interventions import InterventionConfig, ProbeConfig, WeightInterpolationConfig
     from hf_early_ood.config.schema import DataConfig, RunConfig, SplitConfig
 
+# The keys that a schedule file replaces.
+SCHEDULE_KEYS = ("interval", "order", "initial", "release", "first", "start", "embeddings", "order_seed")
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _PATH_STARTS = (".", "/", "~")
 # Names become folders and parts of dotted keys.
@@ -119,7 +122,8 @@ def check_intervention(settings: InterventionConfig, max_steps: int | None, prob
             _check_groups(names, f"intervention.{key}", problems)
     if isinstance(settings.schedule, str):
         _check_schedule(settings, problems)
-    _check_count_or_fraction(settings.release, "intervention.release", problems, whole=False)
+    if isinstance(settings.release, int | float):
+        _check_count_or_fraction(settings.release, "intervention.release", problems, whole=False, words=RELEASES)
     _check_combination(settings, problems)
     if usable(detector):
         _check_count_or_fraction(detector.max_step, "intervention.detector.max_step", problems, whole=True)
@@ -147,6 +151,16 @@ def _check_combination(settings: InterventionConfig, problems: Problems) -> None
                 f"is given, but intervention.method is {settings.method}",
                 allowed=f"null, or method: {method}",
             )
+    if knows and settings.method in ("lisa", "autofreeze"):
+        defaults = type(settings)()
+        for key in (*SCHEDULE_KEYS, "schedule", "signal", "vote", "signal_settings", "detector", "probe"):
+            value = getattr(settings, key)
+            if usable(value) and value != getattr(defaults, key):
+                problems.add(
+                    f"intervention.{key}",
+                    f"has no effect with method {settings.method}",
+                    allowed=f"leave it out; the settings of the method are in intervention.{settings.method}",
+                )
     generations, interpolation = settings.generations, settings.weight_interpolation
     if usable(generations) and generations is not None:
         if knows and settings.method != "standard":
@@ -214,7 +228,9 @@ def _check_interpolation(settings: WeightInterpolationConfig, problems: Problems
         )
 
 
-def _check_count_or_fraction(value: object, path: str, problems: Problems, *, whole: bool) -> None:
+def _check_count_or_fraction(
+    value: object, path: str, problems: Problems, *, whole: bool, words: Sequence[str] = (AUTO,)
+) -> None:
     """A whole number counts updates from 1 on; another number is a fraction of training."""
     if isinstance(value, int):
         fits = value >= 1
@@ -228,7 +244,7 @@ def _check_count_or_fraction(value: object, path: str, problems: Problems, *, wh
             path,
             "is out of range",
             got=value,
-            allowed=f"auto, a whole number of updates >= 1, or a fraction of training above 0 and {top}",
+            allowed=f"{', '.join(words)}, a whole number of updates >= 1, or a fraction of training above 0 and {top}",
         )
 
 
@@ -244,7 +260,7 @@ def _check_schedule(settings: InterventionConfig, problems: Problems) -> None:
     if not Path(str(settings.schedule)).expanduser().is_file():
         problems.add("intervention.schedule", "this file does not exist", got=settings.schedule)
     defaults = type(settings)()
-    for key in ("interval", "order", "initial", "release", "first", "start", "embeddings", "order_seed"):
+    for key in SCHEDULE_KEYS:
         value = getattr(settings, key)
         if usable(value) and value != getattr(defaults, key):
             problems.add(

@@ -87,6 +87,10 @@ def load_intervention(source: str | PathLike[str]) -> InterventionConfig:
     if is_name:
         preset_text(str(source))  # raises
     data: Mapping[str, Any] = {KEY: source} if is_name or source in preset_names() else read_yaml(source, problems)
+    if SECTION in data:
+        problems.add(SECTION, "a study is several interventions", allowed="a file with one section intervention")
+    if KEY in data and not isinstance(data[KEY], str | None):
+        problems.add(KEY, "is not the name of a preset", got=data[KEY])
     if KEY in data or SECTION_OF_RUN in data:
         data = with_preset(data, problems).get(SECTION_OF_RUN) or {}
     config = build(InterventionConfig, data, SECTION_OF_RUN, problems)

@@ -375,7 +375,7 @@ def _comparison(study: StudyRecord) -> Figure:
     several = False
     for number, arm in enumerate(arms):
         color, marker = _ARM_COLORS[number % len(_ARM_COLORS)], _ARM_MARKERS[number % len(_ARM_MARKERS)]
-        labelled = False
+        labeled = False
         for row, split in enumerate(splits):
             score = scores[arm, split]
             if score is None or score.value is None:
@@ -387,12 +387,12 @@ def _comparison(study: StudyRecord) -> Figure:
                 right = max(right, score.high)
             axes.plot(100 * score.value, y, marker, color=color, ms=6.5, zorder=3)
             # The first row carries the names, so that no legend has to be looked up.
-            text = f"{100 * score.value:.1f}" + ("" if labelled else f"  {arm}")
+            text = f"{100 * score.value:.1f}" + ("" if labeled else f"  {arm}")
             axes.annotate(
                 text, (100 * right, y), xytext=(6, 0), textcoords="offset points", va="center", color=color,
-                fontsize=8.5, fontweight="normal" if labelled else "bold",
+                fontsize=8.5, fontweight="normal" if labeled else "bold",
             )  # fmt: skip
-            labelled = True
+            labeled = True
         several = several or len(_values(study, arm, ID_TEST)) > 1
     axes.set_yticks(range(len(splits)), [split_label(split) for split in splits])
     axes.set_ylim(len(splits) - 0.45, -0.55)

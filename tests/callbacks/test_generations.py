@@ -13,7 +13,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from hf_early_ood.callbacks import generations
-from hf_early_ood.callbacks.generations import PAPER_SETTINGS, GenerationsCallback
+from hf_early_ood.callbacks.generations import GenerationsCallback
 from hf_early_ood.callbacks.learning_rates import LearningRatesCallback
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.errors import ConfigurationError, ResumeError, UnsupportedModelError, UnsupportedSetupError
@@ -355,12 +355,6 @@ def test_lora(tmp_path):
     assert all(bool(updates.before[4][n].any()) for n in anew if "lora_A" in n)
 
 
-@pytest.mark.parametrize("name", PAPER_SETTINGS)
-def test_constants_of_the_paper_can_be_used(tmp_path, name):
-    settings = PAPER_SETTINGS[name]
-    assert GenerationsCallback(**settings).settings.items() >= settings.items()
-
-
 # What is refused.
 
 
@@ -472,7 +466,7 @@ def test_a_scheduler_of_the_user_without_restarts(tmp_path):
 def test_optimizers_whose_step_is_somewhere_else_are_refused(tmp_path, kind):
     trainer = trainer_with(tmp_path, [GenerationsCallback()])
     trainer.optimizer = type(kind, (torch.optim.SGD,), {})(trainer.model.parameters(), lr=RATE)
-    with pytest.raises(UnsupportedSetupError, match=f"gradient cannot be turned.*Got: {kind}"):
+    with pytest.raises(UnsupportedSetupError, match=rf"updates in step\(\).*Got: {kind}"):
         trainer.train()
 
 

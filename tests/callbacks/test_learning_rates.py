@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import SchedulerType
 
 from hf_early_ood.callbacks.learning_rates import LearningRatesCallback
-from hf_early_ood.callbacks.refreezing import LISACallback
+from hf_early_ood.callbacks.refreezing import AutoFreezeCallback, LISACallback
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.dynamics import read_dynamics
 from hf_early_ood.errors import ConfigurationError, ResumeError, UnsupportedSetupError
@@ -601,3 +601,19 @@ def test_a_given_optimizer_is_split_again_after_an_attempt_without_memory(tmp_pa
     assert [group["layer_group"] for group in trainer.optimizer.param_groups] == list(
         find_layer_groups(trainer.model).names
     )
+
+
+@pytest.mark.parametrize("callback", [LearningRatesCallback(layer_decay=0.5), AutoFreezeCallback(interval=2)])
+def test_an_optimizer_that_updates_in_the_backward_pass_is_refused(tmp_path, callback):
+    trainer = make_trainer(tmp_path, [callback], trainer_class=EarlyOODTrainer)
+    trainer.optimizer = type("Lomo", (torch.optim.SGD,), {})(trainer.model.parameters(), lr=0.1)
+    with pytest.raises(UnsupportedSetupError, match=r"updates in step\(\).*Got: Lomo"):
+        trainer.train()
+
+
+def test_a_plain_trainer_refuses_it_also_after_a_training_that_failed(tmp_path):
+    callback, failing = LearningRatesCallback(layer_decay=0.5), NoMemoryAtSecondUpdate()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        make_trainer(tmp_path, [callback, failing], trainer_class=EarlyOODTrainer).train()
+    with pytest.raises(UnsupportedSetupError, match="a plain transformers"):
+        make_trainer(tmp_path, [callback]).train()

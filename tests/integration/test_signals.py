@@ -155,3 +155,9 @@ def test_resumed_while_watching(tmp_path, signal, every):
 def test_unusable_settings_are_refused_at_once(settings, message):
     with pytest.raises(ConfigurationError, match=message):
         GradualUnfreezingCallback(**settings)
+
+
+def test_a_decision_that_could_come_too_late_for_the_first_release_is_refused(tmp_path):
+    callback = GradualUnfreezingCallback("auto", first=2, max_step=6, probe_every=1, probe_size=8, probe_batch_size=4)
+    with pytest.raises(ConfigurationError, match=r"nothing would ever be released.*after 2 intervals.*1 to 5"):
+        make_trainer(tmp_path, [callback], max_steps=12).train()
