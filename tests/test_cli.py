@@ -250,6 +250,7 @@ def test_recipe_names_its_commands(recipe):
     assert "minutes on two CPU cores" in header
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_runs_small_through_its_script(recipe, tmp_path):
     """With a tiny random model and few examples, everything else as it is."""

@@ -59,6 +59,7 @@ def test_named_files_exist():
         assert (ROOT / name).exists(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("bench_*.py")), ids=lambda path: path.stem)
 def test_benchmarks_still_run(script, tmp_path):
     """Small; figures are judged in the recorded runs only."""
