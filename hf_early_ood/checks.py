@@ -8,6 +8,7 @@ from typing import Any
 
 from hf_early_ood.errors import ConfigurationError, did_you_mean
 
+KEEP, RESET = OPTIMIZER_STATES = ("keep", "reset")  # what becomes of the optimizer's state of a layer group
 PARAMETER_CHOICES = ("trainable", "all")  # which parameters a measurement is of
 
 

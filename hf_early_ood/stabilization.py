@@ -213,13 +213,22 @@ class StabilizationDetector:
         Raises:
             ResumeError: The state was made with other settings.
         """
-        if state["settings"] != self.settings:
-            raise ResumeError(
-                "The checkpoint's detector has other settings: its decision would not be the one of this run.",
-                got=state["settings"],
-                allowed=self.settings,
-                fix="Resume with the settings of the checkpoint, or start anew.",
-            )
+        check_saved_settings(state["settings"], self.settings)
         self.reset()
         for step, value in state["series"]:
             self.update(step, math.nan if value is None else value)
+
+
+def check_saved_settings(saved: Any, ours: Any) -> None:
+    """Refuse to go on with a detector, or several, that a checkpoint has with other settings.
+
+    Raises:
+        ResumeError: They differ.
+    """
+    if saved != ours:
+        raise ResumeError(
+            "The checkpoint's detector has other settings: its decision would not be the one of this run.",
+            got=saved,
+            allowed=ours,
+            fix="Resume with the settings of the checkpoint, or start anew.",
+        )

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from hf_early_ood.errors import ConfigurationError, ResumeError, did_you_mean
-from hf_early_ood.stabilization import FALLBACK, Decision, StabilizationDetector
+from hf_early_ood.errors import ConfigurationError, did_you_mean
+from hf_early_ood.stabilization import FALLBACK, Decision, StabilizationDetector, check_saved_settings
 
 VOTES = ("all", "majority", "any")
 
@@ -131,13 +131,7 @@ class SignalVote:
         Raises:
             ResumeError: The state was made with other settings.
         """
-        if state["settings"] != self.settings:
-            raise ResumeError(
-                "The checkpoint's detector has other settings: its decision would not be the one of this run.",
-                got=state["settings"],
-                allowed=self.settings,
-                fix="Resume with the settings of the checkpoint, or start anew.",
-            )
+        check_saved_settings(state["settings"], self.settings)
         for detector in self.detectors.values():
             detector.reset()
         self.decision = self.last_step = None

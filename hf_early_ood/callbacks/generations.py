@@ -19,7 +19,7 @@ from hf_early_ood.callbacks.dynamics_log import DynamicsLog
 from hf_early_ood.callbacks.intervening import InterveningCallback
 from hf_early_ood.callbacks.resumable import check_same
 from hf_early_ood.callbacks.setups import check_optimizer, check_shards, check_step
-from hf_early_ood.checks import check_choice, check_count, check_flags, check_number
+from hf_early_ood.checks import OPTIMIZER_STATES, check_choice, check_count, check_flags, check_number
 from hf_early_ood.errors import ConfigurationError, UnsupportedSetupError
 from hf_early_ood.freezing import frozen_by
 from hf_early_ood.interventions.forgetting import initial_values, reinitialize, without_norms
@@ -30,7 +30,6 @@ from hf_early_ood.sharding import sharded_modules
 
 logger = logging.get_logger(__name__)
 
-OPTIMIZER_STATES = ("reset", "keep")
 
 EVENT = "generation"
 

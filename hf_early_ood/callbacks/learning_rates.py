@@ -14,7 +14,7 @@ from hf_early_ood.callbacks.dynamics_log import DynamicsLog
 from hf_early_ood.callbacks.intervening import InterveningCallback
 from hf_early_ood.callbacks.resumable import check_same
 from hf_early_ood.callbacks.setups import check_step
-from hf_early_ood.checks import check_choice, check_number
+from hf_early_ood.checks import KEEP, OPTIMIZER_STATES, RESET, check_choice, check_number
 from hf_early_ood.errors import ConfigurationError
 from hf_early_ood.freezing import frozen_by
 from hf_early_ood.interventions.learning_rates import (
@@ -31,7 +31,6 @@ from hf_early_ood.layers import find_layer_groups
 from hf_early_ood.schedules import AUTO, Interval
 from hf_early_ood.schedules.base import checked_updates, in_updates
 
-KEEP, RESET = "keep", "reset"
 EVENT = "learning_rates"
 
 
@@ -146,7 +145,7 @@ class LearningRatesCallback(InterveningCallback):
             )
         check_factors(factors or {})
         checked_updates(release_warmup, "release_warmup", least=0)
-        check_choice("release_state", release_state, (KEEP, RESET))
+        check_choice("release_state", release_state, OPTIMIZER_STATES)
         if (switch_factor is None) != (switch_at is None):
             raise ConfigurationError(
                 "A switch of the learning rate needs both a factor and a moment.",

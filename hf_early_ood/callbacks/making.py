@@ -17,13 +17,11 @@ from hf_early_ood.callbacks.learning_rates import LearningRatesCallback
 from hf_early_ood.callbacks.refreezing import AutoFreezeCallback, LISACallback
 from hf_early_ood.callbacks.staged import StagedCallback
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
+from hf_early_ood.config.checks import SCHEDULE_KEYS
 from hf_early_ood.config.interventions import AutoFreezeConfig, InterventionConfig, LISAConfig
 from hf_early_ood.errors import ConfigurationError
 
-_GRADUAL = (
-    "interval", "order", "initial", "release", "first", "start", "embeddings", "order_seed", "schedule", "signal",
-    "vote", "signal_settings",
-)  # fmt: skip
+_GRADUAL = (*SCHEDULE_KEYS, "schedule", "signal", "vote", "signal_settings")
 _SECTIONS: dict[str, Callable[..., TrainerCallback]] = {
     "learning_rates": LearningRatesCallback,
     "generations": GenerationsCallback,

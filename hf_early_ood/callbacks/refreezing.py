@@ -13,13 +13,12 @@ from hf_early_ood import names
 from hf_early_ood.callbacks.measuring import from_main_process
 from hf_early_ood.callbacks.setups import check_step
 from hf_early_ood.callbacks.staged import StagedCallback
-from hf_early_ood.checks import check_choice, check_count, check_number
+from hf_early_ood.checks import OPTIMIZER_STATES, check_choice, check_count, check_number
 from hf_early_ood.errors import ConfigurationError, UnsupportedSetupError
 from hf_early_ood.schedules import LayerSampling, PrefixFreezing, Schedule, settled_prefix
 from hf_early_ood.schedules.base import checked_names
 from hf_early_ood.sharding import sharded_modules
 
-OPTIMIZER_STATES = ("keep", "reset")
 _SUM = "gradient_sum"  # in the optimizer's state of a parameter
 
 
