@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_early_ood import names
+from hf_early_ood.config.checks import SCHEDULE_KEYS
 from hf_early_ood.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from hf_early_ood.config import InterventionConfig
     from hf_early_ood.layers import LayerGroups
     from hf_early_ood.schedules import Schedule
-
-# Options that are keys of the section `intervention`.
-_KEYS = ("interval", "order", "initial", "release", "first", "start", "embeddings", "order_seed")
 
 
 def add_schedule(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -119,7 +117,7 @@ def _settings(options: argparse.Namespace) -> InterventionConfig:
     from hf_early_ood.config import InterventionConfig, load_intervention
     from hf_early_ood.schedules import parse_number
 
-    given = {key: getattr(options, key) for key in _KEYS if getattr(options, key) is not None}
+    given = {key: getattr(options, key) for key in SCHEDULE_KEYS if getattr(options, key) is not None}
     if options.file is not None and (given or options.preset is not None):
         raise ConfigurationError(
             "A schedule file says everything by itself.",
@@ -165,7 +163,7 @@ def _schedule_of(settings: InterventionConfig, groups: tuple[str, ...]) -> Sched
         return None
     if settings.schedule is not None:
         return UnfreezingSchedule.load(settings.schedule, groups)
-    keys: dict[str, Any] = {key: getattr(settings, key) for key in _KEYS if key != "order_seed"}
+    keys: dict[str, Any] = {key: getattr(settings, key) for key in SCHEDULE_KEYS if key != "order_seed"}
     return UnfreezingSchedule(groups, seed=settings.order_seed, **keys)
 
 
