@@ -12,6 +12,12 @@ OOD_PREFIX = "ood/"
 ACCURACY = "accuracy"
 BALANCED_ACCURACY = "balanced_accuracy"
 MACRO_F1 = "macro_f1"
+F1 = "f1"  # of entities, or of the words of answers
+EXACT_MATCH = "exact_match"
+PRECISION = "precision"
+RECALL = "recall"
+BRIER = "brier"
+ECE = "ece"
 
 # Over the OOD sets
 OOD_MACRO_MEAN = "ood_macro_mean"
@@ -23,6 +29,20 @@ TEXT = "text"
 TEXT_PAIR = "text_pair"
 LABEL = "label"
 LABELS = "labels"
+ID = "id"
+GROUP = "group"
+TOKENS = "tokens"
+TAGS = "tags"
+QUESTION = "question"
+CONTEXT = "context"
+ANSWERS = "answers"
+CHOICES = "choices"
+
+# Tasks
+SEQUENCE_CLASSIFICATION = "sequence_classification"
+TOKEN_CLASSIFICATION = "token_classification"
+QUESTION_ANSWERING = "question_answering"
+MULTIPLE_CHOICE = "multiple_choice"
 
 # Ways of training
 STANDARD = "standard"

@@ -1,0 +1,71 @@
+"""What a run needs to know about a task: its data, its model, its batches and its predictions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_early_ood.evaluation.predictions import Predictions
+
+Collator = Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """One kind of problem. An instance holds the settings of a run, a subclass what they mean.
+
+    Attributes:
+        max_length: Longest input T, in tokens with special ones.
+    """
+
+    name: ClassVar[str]
+    """As in the key ``task`` of a configuration."""
+    metric: ClassVar[str]
+    """The metric of the verdict."""
+    roles: ClassVar[Mapping[str, bool]]
+    """Columns of a loaded data set, by role, and whether each must be there."""
+
+    max_length: int = 128
+
+    @abstractmethod
+    def load(
+        self, model_name: str, label_names: Sequence[str], *, seed: int = 0, revision: str | None = None
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Pretrained model with a head for this task, new where the checkpoint has none, and its tokenizer."""
+
+    @abstractmethod
+    def empty(self, model_name: str, *, num_labels: int = 2, revision: str | None = None) -> PreTrainedModel:
+        """The architecture without weights (on the meta device): to look at its layers."""
+
+    @abstractmethod
+    def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+        """What the Trainer is given: inputs of the model and what it learns, not padded.
+
+        There may be more rows than examples (windows over a long text).
+        """
+
+    @abstractmethod
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
+        """Rows of `encode` -> batch of tensors."""
+
+    @abstractmethod
+    def predict(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        dataset: Dataset,
+        *,
+        batch_size: int = 64,
+        language: str | None = None,
+    ) -> Predictions:
+        """What the model says about every example of a loaded data set, in its order, one row each.
+
+        The model runs where it is, in eval mode and without gradients; its modes and torch's random numbers are left
+        as found.
+        """
