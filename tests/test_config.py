@@ -554,6 +554,8 @@ def test_arm_may_give_what_the_base_lacks() -> None:
         ("data.max_length", 0, "data.max_length: is out of range. Got: 0."),
         ("name", "a b", "name: is not a usable name. Got: 'a b'."),
         ("output_dir", 3, "output_dir: has the wrong type"),
+        ("study.win_rates.gradual", ["standrd"], "study.win_rates.gradual: standrd is none of the arms. Did you mean"),
+        ("study.win_rates.gradual", ["gradual"], "study.win_rates.gradual: must be a list of other arms, each once."),
         ("study.arms", {"standard": {}}, "study.arms: a study compares arms. Got: ['standard']."),
     ],
 )

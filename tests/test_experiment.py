@@ -183,6 +183,12 @@ def test_a_study_compares_its_arms_and_makes_only_what_is_missing(project, monke
     assert "gradual" in (folder / names.VERDICT_FILE).read_text()
     assert (folder / names.COMPARISON_FIGURE).stat().st_size > 1000
 
+    (rate,) = study.count_wins(record, {"gradual": ("standard",)}, 0.95)
+    means = {a: [run.evaluation.ood[record.metric].macro_mean.value for run in runs] for a, runs in record.arms.items()}
+    pairs = list(zip(means["gradual"], means["standard"], strict=True))
+    assert rate.value == np.mean([0.5 if a == b else a > b for a, b in pairs])
+    assert (rate.others, rate.num_seeds, rate.covers) == (("standard",), 2, "seeds")
+
     # One run is lost: only that one is made again.
     (folder / "gradual" / "seed2" / names.RESULTS_FILE).unlink()
     made = []
