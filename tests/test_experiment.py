@@ -67,6 +67,16 @@ def test_the_same_seed_gives_the_same_run(project):
     assert first.training.loss_curve == second.training.loss_curve
 
 
+def test_with_adapters_the_encoder_stays_and_stages_release_them(project):
+    record = experiment.run(run_config(project, model__lora={"r": 2}, intervention__interval=2))
+    assert record.status == "complete"
+    counts = [stage.trainable_parameters for stage in record.intervention.stages]
+    assert counts == sorted(counts)
+    assert counts[-1] < record.model.num_parameters / 2
+    saved = {path.name for path in (project / "out" / names.MODEL_FOLDER).iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= saved
+
+
 def test_a_folder_of_another_run_is_refused(project):
     experiment.run(run_config(project, intervention__method="standard"))
     with pytest.raises(ResumeError, match=r"belongs to another run.*differs in training\.max_steps"):
