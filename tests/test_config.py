@@ -612,3 +612,40 @@ def test_import_and_help_are_light() -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'datasets', 'numpy')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+# One file over another
+
+
+def written(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_a_file_extends_another_section_by_section(tmp_path: Path) -> None:
+    base = yaml.safe_dump({**minimal(), "training": {"learning_rate": 1e-4, "max_steps": 7}})
+    (tmp_path / "sub").mkdir()
+    written(tmp_path, base=base)
+    written(tmp_path / "sub", child="extends: ../base.yaml\nname: child\ntraining: {max_steps: 9}\n")
+    written(tmp_path / "sub", grandchild="extends: child.yaml\nseed: 5\n")
+    config = load_run(tmp_path / "sub" / "grandchild.yaml", ["--training.learning_rate", "3e-4"])
+    assert (config.name, config.seed) == ("child", 5)
+    assert config.training == {"learning_rate": 3e-4, "max_steps": 9}
+    assert config.data == RunConfig.from_dict(minimal()).data
+
+
+@pytest.mark.parametrize(
+    ("child", "message"),
+    [
+        ("extends: none.yaml", r"child\.yaml extends a file that cannot be used: There is no such configuration file"),
+        ("extends: other.yaml", r"Files extend each other in a circle.*child\.yaml -> other\.yaml -> child\.yaml"),
+        ("extends: child.yaml", r"Files extend each other in a circle.*child\.yaml -> child\.yaml"),
+        ("extends: [a]", r"extends: is not the name of a file"),
+        ("extends: bad.yaml", r"bad\.yaml is not YAML"),
+    ],
+)
+def test_a_file_that_cannot_be_extended(tmp_path: Path, child: str, message: str) -> None:
+    written(tmp_path, child=child, other="extends: child.yaml", bad="a: [")
+    with pytest.raises(ConfigurationError, match=message):
+        load_run(tmp_path / "child.yaml")
