@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -109,7 +109,7 @@ class SuiteEvaluation:
             if mean is not None and worst is not None and summary.worst_set is not None:
                 ood[metric] = OODSummary(
                     macro_mean=_value(mean),
-                    worst=WorstSet(summary.worst_set, worst.value, worst.low, worst.high),
+                    worst=WorstSet(summary.worst_set, **asdict(_value(worst))),
                     gap_to_id=None if gap is None else _value(gap),
                     relative_robustness=None if relative is None else _value(relative),
                     transfer_gaps={split: _value(estimate) for split, estimate in summary.transfer_gaps.items()},

@@ -182,7 +182,8 @@ def over_sets(resampled: Mapping[str, Resampled], runs: slice, weights: FloatArr
         kind.highest,
     )
     sign = 1 if kind.higher_is_better else -1
-    worst_set = min(ood, key=lambda split: (sign * ood[split].value, split))
+    # A set on which the metric is not defined comes first: nobody knows that it is better than the others.
+    worst_set = min(ood, key=lambda split: (not np.isnan(ood[split].value), sign * ood[split].value, split))
     worst_draws = all_draws.min(axis=0) if kind.higher_is_better else all_draws.max(axis=0)
     worst = Sample(ood[worst_set].value, worst_draws, num_examples, kind.lowest, kind.highest)
     found = {"ood_mean": mean, "ood_worst": worst}

@@ -13,6 +13,7 @@ from datasets import Dataset
 from hf_early_ood.errors import ConfigurationError, DataError, ProbeError
 from hf_early_ood.evaluation.metrics import classification_metrics
 from hf_early_ood.evaluation.predictions import Predictions, read_predictions, write_predictions
+from hf_early_ood.evaluation.scores import Formula, Scores
 from hf_early_ood.evaluation.statistics import bootstrap_metrics, compare_arms
 from hf_early_ood.evaluation.suites import evaluate_predictions, evaluate_splits, model_predictor
 from hf_early_ood.results import EvaluationRecord
@@ -324,6 +325,46 @@ def test_what_is_not_defined_is_null_in_the_record() -> None:
     record = evaluate_predictions({"ood/a": part}, num_resamples=100, extra_metrics=[Rare()]).to_record()
     value = record.splits["ood/a"].metrics["misses"]
     assert (value.value, value.low, value.high) == (1.0, None, None)
+
+
+def test_a_metric_that_a_set_does_not_have_is_null_over_the_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the F1 of entities, where there are none."""
+
+    def ratio(sums: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return sums[..., 0] / sums[..., 1]
+
+    def scored(part: Predictions, **_: Any) -> Scores:
+        right, given = (0.0, 0.0) if part.language == "de" else (1.0, 2.0)
+        return Scores(np.array([[right, given]] * 2), {"f1": Formula(ratio)}, "x")
+
+    monkeypatch.setattr("hf_early_ood.evaluation.scoring.score", scored)
+    columns = {"label": [["O"]] * 2, "prediction": [["O"]] * 2}
+    sets = {
+        split: Predictions("token_classification", columns, language=split[-2:])
+        for split in ("id_test", "ood/de", "ood/en")
+    }
+    record = evaluate_predictions(sets, num_resamples=100).to_record()
+    assert record.splits["ood/de"].metrics["f1"].value is None
+    assert record.splits["ood/en"].metrics["f1"].value == 0.5
+    assert record.ood["f1"].macro_mean.value is None
+    assert (record.ood["f1"].worst.set, record.ood["f1"].worst.value) == ("ood/de", None)
+    assert EvaluationRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+
+
+def test_records_of_before_are_read() -> None:
+    """Without temperature, languages and what else came later."""
+    record = evaluate_predictions({"id_test": _part(), "ood/a": _part(seed=1)}, num_resamples=200).to_record()
+    old = record.to_dict()
+    for key in ("temperature", "notes"):
+        del old[key]
+    for part in old["splits"].values():
+        del part["language"]
+    for summary in old["ood"].values():
+        del summary["relative_robustness"], summary["transfer_gaps"]
+    read = EvaluationRecord.from_dict(old)
+    assert read.ood["accuracy"].macro_mean == record.ood["accuracy"].macro_mean
+    assert (read.temperature, read.ood["accuracy"].relative_robustness) == (None, None)
 
 
 def test_two_metrics_of_one_name() -> None:
