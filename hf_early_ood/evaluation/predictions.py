@@ -146,7 +146,8 @@ def read_predictions(path: str | PathLike[str]) -> dict[str, Predictions]:
         raise ResumeError("The predictions of a finished run are gone.", got=path, fix="Delete its folder and rerun.")
     rerun = "Delete the folder that it is in, and run again."
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:  # read_table would take a folder named a=b for a column
+            table = file.read()
     except (pa.ArrowException, OSError) as error:
         raise ResumeError("A file of predictions cannot be read.", got=f"{path}: {error}", fix=rerun) from error
     head = _head(table.schema.metadata or {}, path)

@@ -74,12 +74,12 @@ def _same(ours: Predictions, theirs: Predictions) -> None:
     ids=["classes", "groups", "choices", "questions", "tags"],
 )
 def test_what_is_read_is_what_was_written(tmp_path: Path, predictions: dict[str, Predictions]) -> None:
-    write_predictions(tmp_path / "new" / "p.parquet", predictions)
-    found = read_predictions(tmp_path / "new" / "p.parquet")
+    write_predictions(tmp_path / "seed=1" / "p.parquet", predictions)
+    found = read_predictions(tmp_path / "seed=1" / "p.parquet")
     assert list(found) == list(predictions)
     for split, part in predictions.items():
         _same(part, found[split])
-    assert [file.name for file in (tmp_path / "new").iterdir()] == ["p.parquet"]
+    assert [file.name for file in (tmp_path / "seed=1").iterdir()] == ["p.parquet"]
 
 
 def test_scores_of_what_is_read_are_those_of_what_was_written(tmp_path: Path) -> None:
