@@ -15,10 +15,11 @@ from hf_early_ood import names
 from hf_early_ood.atomic import write_text
 from hf_early_ood.config import RunConfig, StudyConfig
 from hf_early_ood.environment import timestamp
-from hf_early_ood.evaluation.metrics import METRICS
-from hf_early_ood.evaluation.statistics import Estimate, Run, compare_arms
+from hf_early_ood.evaluation.predictions import read_predictions
+from hf_early_ood.evaluation.scoring import score_run
+from hf_early_ood.evaluation.statistics import Estimate, Run, compare_arms, count_differing
 from hf_early_ood.evaluation.win_rate import win_rate
-from hf_early_ood.experiment import check, claim, read_predictions, run
+from hf_early_ood.experiment import check, claim, run
 from hf_early_ood.names import OOD_MACRO_MEAN, OOD_WORST
 from hf_early_ood.report.figures import comparison_figure
 from hf_early_ood.report.tables import study_report
@@ -96,9 +97,9 @@ def compare(study: StudyRecord, folder: Path, settings: RunConfig) -> tuple[Comp
 
     Only seeds that both arms have finished are compared: the comparison is paired.
     """
-    predictions = {
+    finished = {
         arm: {
-            arm_run.seed: read_predictions(folder / arm_run.path / names.PREDICTIONS_FILE)
+            arm_run.seed: folder / arm_run.path / names.PREDICTIONS_FILE
             for arm_run in arm_runs
             if arm_run.status == "complete"
         }
@@ -106,17 +107,16 @@ def compare(study: StudyRecord, folder: Path, settings: RunConfig) -> tuple[Comp
     }
     found: list[Comparison] = []
     for arm in study.arms:
-        seeds = [seed for seed in study.seeds if seed in predictions[study.baseline] and seed in predictions[arm]]
+        seeds = [seed for seed in study.seeds if seed in finished[study.baseline] and seed in finished[arm]]
         if arm == study.baseline or not seeds:
             continue
-        for metric in METRICS:
-            found += _compare_arm(
-                arm,
-                [predictions[study.baseline][seed] for seed in seeds],
-                [predictions[arm][seed] for seed in seeds],
-                metric,
-                settings,
-            )
+        # Two arms at a time: the scores of all would not fit in memory.
+        baseline_runs, arm_runs = (
+            [score_run(read_predictions(finished[name][seed])).scores for seed in seeds]
+            for name in (study.baseline, arm)
+        )
+        for metric in next(iter(arm_runs[0].values())).formulas:
+            found += _compare_arm(arm, baseline_runs, arm_runs, metric, settings)
     return tuple(found)
 
 
@@ -143,7 +143,7 @@ def count_wins(
 
 
 def _compare_arm(
-    arm: str, baseline_runs: list[Run], arm_runs: list[Run], metric: str, settings: RunConfig
+    arm: str, baseline_runs: Sequence[Run], arm_runs: Sequence[Run], metric: str, settings: RunConfig
 ) -> list[Comparison]:
     result = compare_arms(
         baseline_runs,
@@ -154,10 +154,8 @@ def _compare_arm(
         seed=settings.evaluation.seed,
     )
     difference = result.difference
-    differing = {
-        split: sum(int((a[split][1] != b[split][1]).sum()) for a, b in zip(arm_runs, baseline_runs, strict=True))
-        for split in difference.splits
-    }
+    counts = [count_differing(a, b, metric) for a, b in zip(arm_runs, baseline_runs, strict=True)]
+    differing = {split: sum(count[split] for count in counts) for split in difference.splits}
     ood = [split for split in differing if names.is_ood(split)]
     estimates: dict[str, Estimate | None] = {
         **difference.splits,

@@ -9,6 +9,9 @@ from transformers import AutoModelForSequenceClassification
 from hf_early_ood import experiment, names, study
 from hf_early_ood.config import RunConfig, StudyConfig
 from hf_early_ood.errors import ConfigurationError, DataError, EarlyOODError, ResumeError
+from hf_early_ood.evaluation.metrics import METRICS
+from hf_early_ood.evaluation.predictions import read_predictions
+from hf_early_ood.evaluation.suites import evaluate_predictions
 from hf_early_ood.names import OOD_MACRO_MEAN, OOD_WORST
 from hf_early_ood.results import read_run, read_study
 from hf_early_ood.training import mean_loss
@@ -47,9 +50,12 @@ def test_a_run_writes_its_folder(project):
     assert stages[1].step == record.intervention.decision.step
     assert record.probes[names.FISHER_TRACE].count == record.intervention.decision.step + 1
     assert 0 < record.probes[names.FISHER_TRACE].share_of_training_time < 1
-    for split, (labels, predictions) in experiment.read_predictions(folder / names.PREDICTIONS_FILE).items():
+    predictions = read_predictions(folder / names.PREDICTIONS_FILE)
+    for split, part in predictions.items():
         accuracy = record.evaluation.splits[split].metrics[names.ACCURACY].value
-        assert accuracy == pytest.approx(np.mean(labels == predictions))
+        assert accuracy == pytest.approx(np.mean(part.columns["label"] == part.columns["prediction"]))
+    # What is stored scores, to the last bit, as it did when it was made.
+    assert evaluate_predictions(predictions, num_resamples=100).to_record() == record.evaluation
     model = AutoModelForSequenceClassification.from_pretrained(folder / names.MODEL_FOLDER)
     assert model.config.id2label == {0: "bad", 1: "good"}
 
@@ -180,7 +186,8 @@ def test_a_study_compares_its_arms_and_makes_only_what_is_missing(project, monke
     assert {arm: len(runs) for arm, runs in record.arms.items()} == {"standard": 2, "gradual": 2}
     compared = {(c.split, c.metric) for c in record.comparisons}
     splits = {"id_validation", "id_test", "ood/a", "ood/b", OOD_MACRO_MEAN, OOD_WORST}
-    assert compared == {(s, m) for s in splits for m in (names.ACCURACY, names.BALANCED_ACCURACY, names.MACRO_F1)}
+    of_probabilities = (names.BRIER, names.ECE, names.BRIER_CALIBRATED, names.ECE_CALIBRATED)
+    assert compared == {(s, m) for s in splits for m in (*METRICS, *of_probabilities)}
     for comparison in record.comparisons:
         assert comparison.covers == "examples and seeds"
         assert comparison.low <= comparison.difference <= comparison.high

@@ -2,20 +2,40 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from hf_early_ood.errors import ConfigurationError, DataError
+from hf_early_ood.evaluation.classification import classification_scores
 from hf_early_ood.evaluation.metrics import METRICS, IntArray, classification_metrics
 from hf_early_ood.evaluation.statistics import (
+    ArmComparison,
     Run,
+    Summary,
     bootstrap_metrics,
     compare_arms,
+    count_differing,
     paired_difference,
     summarize_runs,
 )
+
+Ids = Mapping[str, tuple[IntArray, IntArray]]
+"""Split -> (labels, predictions)."""
+
+
+def _scored(runs: Sequence[Ids], num_classes: int = 3) -> list[Run]:
+    return [{split: classification_scores(*ids, num_classes=num_classes) for split, ids in run.items()} for run in runs]
+
+
+def summarize(runs: Sequence[Ids], **settings: Any) -> Summary:
+    return summarize_runs(_scored(runs), **settings)
+
+
+def compare(baseline: Sequence[Ids], arm: Sequence[Ids], **settings: Any) -> ArmComparison:
+    return compare_arms(_scored(baseline), _scored(arm), **settings)
 
 
 def _predictions(rng: np.random.Generator, labels: IntArray, accuracy: float) -> IntArray:
@@ -23,7 +43,7 @@ def _predictions(rng: np.random.Generator, labels: IntArray, accuracy: float) ->
     return np.where(rng.random(len(labels)) < accuracy, labels, (labels + 1) % classes)
 
 
-def _run(rng: np.random.Generator, labels: dict[str, IntArray], **accuracy: float) -> Run:
+def _run(rng: np.random.Generator, labels: dict[str, IntArray], **accuracy: float) -> Ids:
     return {split: (ids, _predictions(rng, ids, accuracy[split.rpartition("/")[2]])) for split, ids in labels.items()}
 
 
@@ -169,7 +189,7 @@ def test_paired_coverage_when_nothing_differs(rng: np.random.Generator) -> None:
 
 def test_summary_of_one_run(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
     run = _run(rng, labels, id_test=0.9, a=0.8, b=0.6)
-    summary = summarize_runs([run], metric="accuracy")
+    summary = summarize([run], metric="accuracy")
     values = {split: classification_metrics(*run[split])["accuracy"] for split in run}
     assert {split: estimate.value for split, estimate in summary.splits.items()} == pytest.approx(values)
     assert summary.ood_mean is not None
@@ -189,26 +209,26 @@ def test_a_set_is_resampled_the_same_whatever_other_sets_there_are(
     rng: np.random.Generator, labels: dict[str, IntArray]
 ) -> None:
     run = _run(rng, labels, id_test=0.9, a=0.8, b=0.6)
-    alone = summarize_runs([{"ood/b": run["ood/b"]}])
-    assert alone.splits["ood/b"] == summarize_runs([run]).splits["ood/b"]
+    alone = summarize([{"ood/b": run["ood/b"]}])
+    assert alone.splits["ood/b"] == summarize([run]).splits["ood/b"]
     assert alone.gap is None
 
 
 def test_without_ood_sets_there_is_no_summary_of_them() -> None:
     ids = np.array([0, 1, 1])
-    summary = summarize_runs([{"id_test": (ids, ids), "id_validation": (ids, ids)}])
+    summary = summarize([{"id_test": (ids, ids), "id_validation": (ids, ids)}])
     assert (summary.ood_mean, summary.ood_worst, summary.worst_set, summary.gap) == (None, None, None, None)
 
 
 def test_ties_for_the_worst_set_go_by_name() -> None:
     ids = np.array([0, 1])
-    assert summarize_runs([{"ood/z": (ids, ids), "ood/b": (ids, ids)}]).worst_set == "ood/b"
+    assert summarize([{"ood/z": (ids, ids), "ood/b": (ids, ids)}]).worst_set == "ood/b"
 
 
 def test_difference_is_arm_minus_baseline(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
     baseline = [_run(rng, labels, id_test=0.9, a=0.7, b=0.6) for _ in range(3)]
     arm = [_run(rng, labels, id_test=0.9, a=0.8, b=0.9) for _ in range(3)]
-    comparison = compare_arms(baseline, arm, metric="accuracy")
+    comparison = compare(baseline, arm, metric="accuracy")
     for name in ("ood_mean", "ood_worst", "gap"):
         parts = [getattr(part, name).value for part in (comparison.baseline, comparison.arm, comparison.difference)]
         assert parts[2] == pytest.approx(parts[1] - parts[0]), name
@@ -225,8 +245,8 @@ def test_difference_is_arm_minus_baseline(rng: np.random.Generator, labels: dict
 
 def test_arms_are_summarized_as_they_are_alone(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
     runs = [_run(rng, labels, id_test=0.9, a=0.7, b=0.6) for _ in range(2)]
-    comparison = compare_arms(runs, runs)
-    alone = summarize_runs(runs)
+    comparison = compare(runs, runs)
+    alone = summarize(runs)
     assert comparison.baseline.ood_mean is not None
     assert alone.ood_mean is not None
     assert comparison.baseline.ood_mean.value == pytest.approx(alone.ood_mean.value)
@@ -235,7 +255,7 @@ def test_arms_are_summarized_as_they_are_alone(rng: np.random.Generator, labels:
 
 def test_one_seed_covers_examples_only(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
     run = _run(rng, labels, id_test=0.9, a=0.7, b=0.6)
-    assert compare_arms([run], [run]).covers == "examples"
+    assert compare([run], [run]).covers == "examples"
 
 
 def test_seeds_that_disagree_widen_the_interval() -> None:
@@ -243,7 +263,7 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
     wrong = [np.where(np.arange(1000) < count, 1 - labels, labels) for count in (100, 200, 300, 400)]
     agree = [{"id_test": (labels, wrong[1])} for _ in range(4)]
     differ = [{"id_test": (labels, predictions)} for predictions in wrong]
-    narrow, wide = (summarize_runs(runs, metric="accuracy").splits["id_test"] for runs in (agree, differ))
+    narrow, wide = (summarize(runs, metric="accuracy").splits["id_test"] for runs in (agree, differ))
     assert narrow.high - narrow.low == pytest.approx(2 * 1.96 * np.sqrt(0.2 * 0.8 / 1000), rel=0.1)
     # Standard error of the mean of four seeds, with the unbiased standard deviation.
     spread = np.std([0.9, 0.8, 0.7, 0.6], ddof=1) / 2
@@ -253,7 +273,7 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
 def test_intervals_stay_in_the_range_of_the_metric() -> None:
     labels = np.array([0, 1] * 50)
     runs = [{"id_test": (labels, np.where(np.arange(100) < wrong, 1 - labels, labels))} for wrong in (0, 0, 40)]
-    estimate = summarize_runs(runs, metric="accuracy").splits["id_test"]
+    estimate = summarize(runs, metric="accuracy").splits["id_test"]
     assert estimate.value == pytest.approx(1 - 0.4 / 3)
     assert estimate.high == 1.0
 
@@ -261,15 +281,15 @@ def test_intervals_stay_in_the_range_of_the_metric() -> None:
 def test_paired_seeds_cancel_what_a_seed_does_to_both_arms(rng: np.random.Generator) -> None:
     labels = np.array([0, 1] * 500)
 
-    def arm(extra: int) -> list[Run]:
+    def arm(extra: int) -> list[Ids]:
         return [
             {"id_test": (labels, np.where(np.arange(1000) < count + extra, 1 - labels, labels))}
             for count in (100, 200, 300, 400, 500)
         ]
 
     better, worse = arm(0), arm(30)
-    paired = compare_arms(worse, better, metric="accuracy").difference.splits["id_test"]
-    unpaired = compare_arms(worse, better, metric="accuracy", paired_seeds=False).difference.splits["id_test"]
+    paired = compare(worse, better, metric="accuracy").difference.splits["id_test"]
+    unpaired = compare(worse, better, metric="accuracy", paired_seeds=False).difference.splits["id_test"]
     assert paired.value == unpaired.value == pytest.approx(0.03)
     assert paired.low > 0 > unpaired.low
 
@@ -281,11 +301,11 @@ def test_coverage_over_seeds(rng: np.random.Generator) -> None:
         labels = rng.integers(0, 2, 300)
         difficulty = rng.normal(size=300)
 
-        def arm(shift: float, labels: IntArray = labels, difficulty: Any = difficulty) -> list[Run]:
+        def arm(shift: float, labels: IntArray = labels, difficulty: Any = difficulty) -> list[Ids]:
             skills = difficulty + shift + 0.15 * rng.normal(size=(5, 1)) + 0.3 * rng.normal(size=(5, 300))
             return [{"id_test": (labels, np.where(skill > -1, labels, 1 - labels))} for skill in skills]
 
-        comparison = compare_arms(arm(0), arm(0), metric="accuracy", num_resamples=400, seed=trial)
+        comparison = compare(arm(0), arm(0), metric="accuracy", num_resamples=400, seed=trial)
         difference = comparison.difference.splits["id_test"]
         hits += difference.low <= 0 <= difference.high
     assert 0.87 <= hits / trials <= 0.99
@@ -294,34 +314,34 @@ def test_coverage_over_seeds(rng: np.random.Generator) -> None:
 def test_unequal_numbers_of_seeds(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
     runs = [_run(rng, labels, id_test=0.9, a=0.7, b=0.6) for _ in range(3)]
     with pytest.raises(DataError, match=r"Paired arms need the same number of runs.*2 and 3.*paired_seeds=False"):
-        compare_arms(runs[:2], runs)
-    comparison = compare_arms(runs[:2], runs, paired_seeds=False)
+        compare(runs[:2], runs)
+    comparison = compare(runs[:2], runs, paired_seeds=False)
     assert comparison.num_seeds == (2, 3)
-    assert compare_arms(runs[:1], runs, paired_seeds=False).covers == "examples"
+    assert compare(runs[:1], runs, paired_seeds=False).covers == "examples"
 
 
 def test_runs_on_other_examples_are_refused(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
     run = _run(rng, labels, id_test=0.9, a=0.7, b=0.6)
     other = {**run, "ood/a": (1 - run["ood/a"][0], run["ood/a"][1])}
     with pytest.raises(DataError, match=r"Run 1 was not evaluated on the same examples of ood/a"):
-        compare_arms([run], [other])
+        compare([run], [other])
     shorter = {**run, "ood/a": (run["ood/a"][0][:-1], run["ood/a"][1][:-1])}
     with pytest.raises(DataError, match="not evaluated on the same examples of ood/a"):
-        compare_arms([run], [shorter])
+        compare([run], [shorter])
     with pytest.raises(DataError, match=r"Run 1 was not evaluated on the same sets.*Got: id_test"):
-        compare_arms([run], [{"id_test": run["id_test"]}])
+        compare([run], [{"id_test": run["id_test"]}])
 
 
 def test_nothing_to_compare() -> None:
     ids = np.array([0, 1])
     with pytest.raises(DataError, match="no runs to summarize"):
-        summarize_runs([])
+        summarize([])
     with pytest.raises(DataError, match="A run has no splits"):
-        summarize_runs([{}])
+        summarize([{}])
     with pytest.raises(DataError, match="An arm has no runs"):
-        compare_arms([], [])
+        compare([], [])
     with pytest.raises(DataError, match="There are no examples"):
-        summarize_runs([{"id_test": (ids[:0], ids[:0])}])
+        summarize([{"id_test": (ids[:0], ids[:0])}])
 
 
 @pytest.mark.parametrize(
@@ -337,7 +357,98 @@ def test_settings(settings: dict[str, Any], message: str) -> None:
     ids = np.array([0, 1])
     for call in (
         lambda: paired_difference(ids, ids, ids, **settings),
-        lambda: summarize_runs([{"x": (ids, ids)}], **settings),
+        lambda: summarize([{"x": (ids, ids)}], **settings),
     ):
         with pytest.raises(ConfigurationError, match=message):
             call()
+
+
+# Errors, and what is made of the sets
+
+
+def _with_errors(rng: np.random.Generator, sizes: dict[str, float]) -> Run:
+    """Scores of right predictions with the probability that each set is given."""
+    labels = np.zeros(60, dtype=int)
+    return {
+        split: classification_scores(
+            labels, labels, np.clip(p + 0.01 * rng.normal(size=(60, 1)), 0, 1) * [1, -1] + [0, 1]
+        )
+        for split, p in sizes.items()
+    }
+
+
+def test_of_errors_the_worst_set_has_the_largest(rng: np.random.Generator) -> None:
+    run = _with_errors(rng, {"id_test": 0.9, "ood/a": 0.8, "ood/b": 0.6, "ood/c": 0.7})
+    summary = summarize_runs([run], metric="brier")
+    assert summary.worst_set == "ood/b"
+    assert summary.ood_worst is not None
+    assert summary.gap is not None
+    assert summary.ood_worst.value == summary.splits["ood/b"].value == pytest.approx(2 * 0.4**2, abs=0.02)
+    assert summary.ood_worst.low >= summary.splits["ood/b"].low
+    assert summary.gap.value < 0
+    assert summary.relative_robustness is None
+
+
+def test_brier_scores_may_be_above_one() -> None:
+    labels = np.zeros(30, dtype=int)
+    wrong = classification_scores(labels, 1 - labels, np.tile([0.05, 0.95], (30, 1)))
+    estimate = summarize_runs([{"id_test": wrong}], metric="brier").splits["id_test"]
+    assert estimate.low == estimate.high == estimate.value == pytest.approx(2 * 0.95**2)
+
+
+def test_relative_robustness_and_transfer(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
+    run = _run(rng, labels, id_test=0.9, a=0.8, b=0.6)
+    summary = summarize([run], metric="accuracy")
+    assert summary.relative_robustness is not None
+    assert summary.ood_mean is not None
+    at_home = summary.splits["id_test"].value
+    assert summary.relative_robustness.value == pytest.approx(summary.ood_mean.value / at_home)
+    assert summary.relative_robustness.low < summary.relative_robustness.value < summary.relative_robustness.high
+    assert summary.relative_robustness.n == 600
+    assert set(summary.transfer_gaps) == {"ood/a", "ood/b"}
+    for split, gap in summary.transfer_gaps.items():
+        assert gap.value == pytest.approx(at_home - summary.splits[split].value)
+        # Sets are independent: variances add up.
+        widths = [summary.splits[name].high - summary.splits[name].low for name in ("id_test", split)]
+        assert gap.high - gap.low == pytest.approx(np.hypot(*widths), rel=0.12)
+
+
+def test_differences_of_ratios_and_of_gaps(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
+    baseline, arm = (_run(rng, labels, id_test=0.9, a=a, b=0.6) for a in (0.7, 0.9))
+    comparison = compare([baseline], [arm], metric="accuracy")
+    parts = (comparison.baseline, comparison.arm, comparison.difference)
+    ratios = [part.relative_robustness.value for part in parts if part.relative_robustness is not None]
+    assert ratios[2] == pytest.approx(ratios[1] - ratios[0])
+    gaps = [part.transfer_gaps["ood/a"].value for part in parts]
+    assert gaps[2] == pytest.approx(gaps[1] - gaps[0])
+
+
+def test_a_model_that_knows_nothing_keeps_no_share() -> None:
+    labels = np.array([0, 1] * 10)
+    summary = summarize([{"id_test": (labels, 1 - labels), "ood/a": (labels, labels)}], metric="accuracy")
+    assert summary.relative_robustness is None
+    assert summary.gap is not None
+    rare = np.where(np.arange(20) == 0, labels, 1 - labels)  # right once: in many resamples never
+    summary = summarize([{"id_test": (labels, rare), "ood/a": (labels, labels)}], metric="accuracy")
+    assert summary.relative_robustness is not None
+    assert summary.relative_robustness.value == pytest.approx(20)
+    assert np.isnan(summary.relative_robustness.high)
+
+
+def test_differing_examples_are_those_that_count_differently_for_the_metric() -> None:
+    labels, first, second = np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0]), np.array([0, 0, 0, 1])
+    surer = np.full((4, 2), 0.5), np.array([[0.5, 0.5], [0.4, 0.6], [0.5, 0.5], [0.5, 0.5]])
+    runs = [{"x": classification_scores(labels, p, q)} for p, q in zip((first, second), surer, strict=True)]
+    assert count_differing(*runs, "accuracy") == count_differing(*runs, "macro_f1") == {"x": 2}
+    assert count_differing(*runs, "brier") == {"x": 1}
+    assert count_differing(runs[0], runs[0], "brier") == {"x": 0}
+
+
+def test_two_arms_of_five_seeds_take_seconds(rng: np.random.Generator) -> None:
+    """10,000 examples, 20 classes, three metrics: about 4 s of one core, so that a loaded machine passes too."""
+    labels = rng.integers(0, 20, 10_000)
+    runs = _scored([{"id_test": (labels, _predictions(rng, labels, 0.8))} for _ in range(10)], num_classes=20)
+    start = time.process_time()
+    for metric in METRICS:
+        compare_arms(runs[:5], runs[5:], metric=metric, num_resamples=2000)
+    assert time.process_time() - start < 15
