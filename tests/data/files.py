@@ -18,18 +18,25 @@ SENTENCES = [
 ]
 
 
-def write_texts(path: Path, labels: list[Any], texts: list[Any] | None = None, **more: list[Any]) -> SplitSpec:
-    texts = SENTENCES[: len(labels)] if texts is None else texts
-    columns = {"text": texts, "label": labels, **more}
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return SplitSpec(str(path))
+def write_texts(
+    path: Path,
+    values: list[Any],
+    texts: list[Any] | None = None,
+    more: dict[str, list[Any]] | None = None,
+    **fields: Any,
+) -> SplitSpec:
+    """Texts with labels, and perhaps more columns; the fields are those of `SplitSpec`."""
+    texts = SENTENCES[: len(values)] if texts is None else texts
+    columns = {"text": texts, "label": values, **(more or {})}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return write_lines(path, *rows, **fields)
 
 
-def save_texts(path: Path, labels: list[int], names: list[str]) -> SplitSpec:
-    dataset = Dataset.from_dict({"text": SENTENCES[: len(labels)], "label": labels})
+def save_texts(path: Path, values: list[int], names: list[str], **fields: Any) -> SplitSpec:
+    """As `write_texts`, with a `ClassLabel` and by ``save_to_disk``."""
+    dataset = Dataset.from_dict({"text": SENTENCES[: len(values)], "label": values})
     dataset.cast_column("label", ClassLabel(names=names)).save_to_disk(str(path))
-    return SplitSpec(str(path))
+    return SplitSpec(str(path), **fields)
 
 
 def write_lines(path: Path, *rows: dict[str, Any], **fields: Any) -> SplitSpec:

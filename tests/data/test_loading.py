@@ -93,7 +93,7 @@ def test_examples_without_text(tmp_path: Path, text: Any) -> None:
 
 
 def test_pairs_and_other_column_names(tmp_path: Path) -> None:
-    spec = write_texts(tmp_path / "a.jsonl", [0, 1], hypothesis=["h", "i"], gold=["x", "y"])
+    spec = write_texts(tmp_path / "a.jsonl", [0, 1], more={"hypothesis": ["h", "i"], "gold": ["x", "y"]})
     dataset = load_split(spec, columns={"text_pair": "hypothesis", "label": "gold"})
     assert dataset.column_names == ["text", "text_pair", "label"]
     assert dataset["text_pair"][:] == ["h", "i"]

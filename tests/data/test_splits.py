@@ -59,8 +59,8 @@ def test_near_duplicates_are_counted_and_kept_or_dropped(specs: dict[str, Any]) 
 
 
 def test_pairs_that_share_one_text_are_not_near_duplicates(tmp_path: Path) -> None:
-    train = write_texts(tmp_path / "a.jsonl", [0, 1], ["a b c d", "x y z"], other=["e f g", "q r s"])
-    test = write_texts(tmp_path / "b.jsonl", [0, 1], ["a b c d", "x y z"], other=["k l m", "q r s"])
+    train = write_texts(tmp_path / "a.jsonl", [0, 1], ["a b c d", "x y z"], more={"other": ["e f g", "q r s"]})
+    test = write_texts(tmp_path / "b.jsonl", [0, 1], ["a b c d", "x y z"], more={"other": ["k l m", "q r s"]})
     splits = load_splits(train=train, id_test=test, columns={"text_pair": "other"})
     assert splits.report.splits["id_test"].near_duplicates == 1
 

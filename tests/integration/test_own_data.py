@@ -12,6 +12,7 @@ from tests.tiny_project import make_project
 OWN = """\
 model: {name: ./model}
 data:
+  max_length: 32
   train: {source: train.jsonl}
   id_test: {source: test.jsonl}
   ood:
