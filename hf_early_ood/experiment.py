@@ -202,22 +202,21 @@ def _check_data(record: RunRecord, splits: Splits, folder: Path) -> None:
 
 def load(config: RunConfig) -> Splits:
     """Load and check all splits of a run; the runs of a study share them."""
-    return _load(json.dumps(config.to_dict()["data"]))
+    return _load(config.task, json.dumps(config.to_dict()["data"]))
 
 
 @functools.lru_cache(maxsize=1)
-def _load(data: str) -> Splits:
+def _load(task: str, data: str) -> Splits:
     settings = json.loads(data)
 
-    def spec(name: str) -> SplitSpec:
-        return SplitSpec(**settings[name])
-
+    validation = settings["id_validation"]
     return load_splits(
-        train=spec("train"),
-        id_validation=spec("id_validation"),
-        id_test=spec("id_test"),
+        train=SplitSpec(**settings["train"]),
+        id_validation=None if validation is None else SplitSpec(**validation),
+        id_test=SplitSpec(**settings["id_test"]),
         ood={name: SplitSpec(**split) for name, split in settings["ood"].items()},
-        **{key: settings[key] for key in ("text", "text_pair", "label", "seed", "drop_near_duplicates")},
+        task=task,
+        **{key: settings[key] for key in ("columns", "seed", "drop_near_duplicates")},
     )
 
 
@@ -251,7 +250,7 @@ def _train_and_evaluate(config: RunConfig, material: Material, folder: Path, pro
         args=arguments,
         train_dataset=material.tokenized[names.TRAIN],
         # The only set that may choose a checkpoint.
-        eval_dataset=material.tokenized[names.ID_VALIDATION],
+        eval_dataset=material.tokenized.get(names.ID_VALIDATION),
         data_collator=collator,
         processing_class=material.tokenizer,
         callbacks=[timer, LogAtCheckpoints(), ProgressLines(), *make_callbacks(config.intervention)],

@@ -14,10 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, Features, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
+from transformers.utils import logging
 
 from hf_early_ood.bundled import BUNDLED_PREFIX, load_bundled
 from hf_early_ood.config.checks import FILE_SUFFIXES
 from hf_early_ood.errors import ConfigurationError, DataError, did_you_mean
+from hf_early_ood.languages import closest_language, is_language
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,18 @@ class SplitSpec:
         name: Configuration of a Hub data set, e.g. ``mnli`` of ``glue``.
         revision: Revision of a Hub data set: pin it, so that the numbers can be had again.
         max_examples: Largest number of examples; more are sampled down with the seed of the run.
+        columns: Role -> column (or, for choices, columns) of this source, over what all sets share; see
+            ``hf_early_ood.roles.ROLES``.
+        labels: Label as the source writes it -> our name of it, or ``None`` to leave such examples out. Labels that are
+            not named stay.
+        coarse_labels: Our label -> label of this set, where those are coarser: predictions are mapped before they are
+            judged, the set keeps its labels.
+        language: ISO 639 code of the texts.
 
     Example:
         >>> SplitSpec("bundled:vader-icwsm2014", split="movie", max_examples=100).max_examples
         100
+        >>> hans = SplitSpec("hans.jsonl", coarse_labels={"entailment": "yes", "neutral": "no", "contradiction": "no"})
     """
 
     source: str
@@ -42,6 +54,10 @@ class SplitSpec:
     name: str | None = None
     revision: str | None = None
     max_examples: int | None = None
+    columns: Mapping[str, str | Sequence[str]] | None = None
+    labels: Mapping[str, str | None] | None = None
+    coarse_labels: Mapping[str, str] | None = None
+    language: str | None = None
 
     def __post_init__(self) -> None:
         if not self.source:
@@ -49,6 +65,13 @@ class SplitSpec:
         if self.max_examples is not None and self.max_examples < 1:
             raise ConfigurationError(
                 "max_examples is too small.", got=self.max_examples, allowed="1 or more, or nothing for all examples"
+            )
+        if self.language is not None and not is_language(self.language):
+            raise ConfigurationError(
+                "There is no such language.",
+                got=self.language,
+                allowed="codes of ISO 639",
+                fix=closest_language(self.language),
             )
 
     def __str__(self) -> str:
@@ -134,7 +157,7 @@ def _refuse(spec: SplitSpec, kind: str, *fields: str) -> None:
 def check_columns(
     present: Sequence[str],
     wanted: Sequence[str],
-    hint: str = "Name the columns in data.text, data.text_pair and data.label; they are the same for all sets.",
+    hint: str = "Name the columns in data.columns, or in the columns of this set.",
 ) -> None:
     """Refuse columns that are not there.
 
@@ -195,6 +218,11 @@ def _read_folder(spec: SplitSpec, path: Path) -> Dataset:
 
 
 def _read_hub(spec: SplitSpec) -> Dataset:
+    if spec.revision is None:
+        logger.warning_once(
+            f"{spec.source} is read at its newest revision, which may change. Give the set a revision (a commit), so "
+            "that the numbers can be had again."
+        )
     try:
         loaded = load_dataset(spec.source, spec.name, split=spec.split, revision=spec.revision)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # not found, no such split, offline, a script
@@ -213,7 +241,40 @@ def _read_file(path: Path, columns: Sequence[str]) -> Dataset:
             return _read_parquet(path, columns)
         rows = _read_rows(path)
         check_columns(_keys(rows), columns)
-        return Dataset.from_dict({column: [row.get(column) for row in rows] for column in columns})
+        values = {column: [row.get(column) for row in rows] for column in columns}
+        try:
+            return Dataset.from_dict(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
+            raise _column_error(path, values) or error from error
+
+
+def _column_error(path: Path, values: Mapping[str, list[Any]]) -> DataError | None:
+    """Which column it is that cannot be one, and why."""
+    for column, rows in values.items():
+        try:
+            Dataset.from_dict({column: rows})
+        except UnicodeEncodeError as error:
+            row = next(number for number, value in enumerate(rows) if _has_surrogate(value))
+            return DataError(
+                f"Column {column!r} has half of a character (a lone surrogate), which is no text.",
+                got=f"{path}: {error.object[error.start]!r} in example {row}",
+                fix="Write the file anew from its source, with such characters replaced.",
+            )
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            return DataError(
+                f"Column {column!r} is not of one type.",
+                got=f"{path}: {error}",
+                allowed="all text, or all numbers, or all lists of one kind",
+            )
+    return None
+
+
+def _has_surrogate(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _file_columns(path: Path) -> list[str]:
@@ -285,10 +346,12 @@ def _read_delimited(path: Path, dialect: type[csv.Dialect]) -> list[dict[str, An
 
 
 def _read_json(path: Path) -> list[dict[str, Any]]:
-    """Rows of JSON lines, or of one list of objects."""
+    """Rows of JSON lines, of one list of objects, or of one object as SQuAD is written."""
     content = path.read_text(encoding="utf-8-sig")
     if path.suffix.lower() == ".json" and content.lstrip().startswith("["):
         rows = _parse_json(content, f"{path}")
+    elif path.suffix.lower() == ".json" and (articles := _squad_articles(content)):
+        rows = _squad_rows(articles, path)
     else:
         # Split on LF only: JSON strings may hold the other characters that splitlines() breaks at.
         lines = enumerate(content.split("\n"), start=1)
@@ -305,4 +368,39 @@ def _parse_json(text: str, where: str) -> Any:
     except json.JSONDecodeError as error:
         raise DataError(
             f"{where} is not JSON: {error}.", allowed="one object a line, or one list of objects in a .json file"
+        ) from error
+
+
+def _squad_articles(content: str) -> list[Any]:
+    """What is under ``data`` if the whole content is one object that has it; else nothing."""
+    try:
+        whole = json.loads(content)
+    except json.JSONDecodeError:
+        return []
+    articles = whole.get("data") if isinstance(whole, dict) else None
+    return articles if isinstance(articles, list) else []
+
+
+def _squad_rows(articles: Sequence[Any], path: Path) -> list[dict[str, Any]]:
+    """Articles of SQuAD, XQuAD or MLQA as they were published -> rows as the Hub has them."""
+    try:
+        return [
+            {
+                "id": question["id"],
+                "context": paragraph["context"],
+                "question": question["question"],
+                "answers": {
+                    "text": [answer["text"] for answer in question["answers"]],
+                    "answer_start": [answer["answer_start"] for answer in question["answers"]],
+                },
+            }
+            for article in articles
+            for paragraph in article["paragraphs"]
+            for question in paragraph["qas"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            "The file is one object with 'data', but not as SQuAD is written.",
+            got=f"{path}: {type(error).__name__}: {error}",
+            allowed="paragraphs with context and qas, and these with id, question and answers",
         ) from error

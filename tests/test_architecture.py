@@ -19,7 +19,7 @@ PACKAGE = Path(hf_early_ood.__file__).parent
 # Each floor may import from itself and from the floors above it in this list.
 FLOORS = [
     {"errors", "names"},
-    {"atomic", "checks", "folders", "schedules", "stabilization", "voting", "duplicates"},
+    {"atomic", "checks", "folders", "schedules", "stabilization", "voting", "duplicates", "roles", "languages"},
     {"results", "dynamics", "environment", "config", "freezing", "sharding"},
     {"layer_groups", "layer_rules", "layers", "layer_check", "probes", "bundled", "checkpoints"},
     {"sources", "data", "tasks", "evaluation", "interventions"},
@@ -41,6 +41,8 @@ WITHOUT_TORCH = {
     "folders",
     "schedules",
     "stabilization",
+    "roles",
+    "languages",
     "voting",
     "results",
     "dynamics",

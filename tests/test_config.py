@@ -139,7 +139,11 @@ FULL = {
     "intervention.method": "gradual_unfreezing",
     "intervention.order": ["block.1", "embeddings"],
     "intervention.detector.max_step": 1.0,
-    "data.text_pair": "hypothesis",
+    "data.columns.text_pair": "hypothesis",
+    "data.ood.movie.columns": {"text": "sentence", "label": "gold"},
+    "data.ood.nyt.labels": {"1": "positive", "3": None},
+    "data.ood.nyt.coarse_labels": {"a": "x", "b": "y"},
+    "data.ood.nyt.language": "en",
     "data.ood.german": {"source": "b/de", "revision": "no"},
     "evaluation.save_model": False,
 }
@@ -187,7 +191,7 @@ def test_study_comes_back_equal(write: Write) -> None:
 def test_fingerprint_is_the_same_on_every_machine() -> None:
     # A changed value means that finished runs are made again: on purpose only.
     config = RunConfig.from_dict(minimal())
-    assert config.fingerprint() == "4b714bd722b8a94dc0797886ba4324f96ce6f61752caa6da2a1b7c665337674a"
+    assert config.fingerprint() == "caaa6efb6156f4237db4e6455c152982cfbc5105ad025f797c9ce0a6a268dedf"
 
 
 def test_fingerprint_leaves_out_the_folder_and_the_order_of_keys() -> None:
@@ -237,7 +241,7 @@ def test_fingerprint_tells_an_update_from_all_of_training() -> None:
         ("seed", 2**32, "seed: is out of range. Got: 4294967296."),
         ("name", "a/b", "name: is not a usable name. Got: 'a/b'. Allowed: letters, digits, - and _"),
         ("output_dir", " ", "output_dir: is empty. Allowed: a folder."),
-        ("task", "poetry", "task: has the wrong type. Got: 'poetry'. Allowed: sequence_classification."),
+        ("task", "poetry", "task: has the wrong type. Got: 'poetry'. Allowed: sequence_classification, token_"),
         ("model", "bert", "model: must be a section of keys. Got: 'bert'. Allowed: name, revision."),
         ("model", {}, "model.name: this key is required and missing. Allowed: text."),
         ("model.name", "", "model.name: is empty."),
@@ -256,8 +260,42 @@ def test_fingerprint_tells_an_update_from_all_of_training() -> None:
         ("data.ood.again", {"source": "a/movie"}, "data.ood.again: is the same data as data.ood.movie."),
         ("data.ood.t", {"source": "a/tweets", "split": "test"}, "data.ood.t: is the same data as data.id_test."),
         ("data.id_test.split", "train", "data.id_test: is the same data as data.train."),
-        ("data.text", "", "data.text: is empty. Allowed: the name of a column."),
-        ("data.text_pair", "text", "data: text, text_pair and label must be different columns."),
+        (
+            "data.text",
+            "sentence",
+            "data.text: columns are now named by their roles: write 'data.columns.text: sentence",
+        ),
+        ("data.label", "gold", "data.label: columns are now named by their roles: write 'data.columns.label: gold'."),
+        ("data.columns.text", "", "data.columns.text: is empty. Allowed: the name of a column."),
+        ("data.columns.text", ["a", "b"], "data.columns.text: is one column. Got: ['a', 'b']."),
+        ("data.columns.text", 3, "data.columns.text: has the wrong type"),
+        ("data.columns.text_pair", "text", "data.columns: names a column for two roles. Got: ['text']."),
+        (
+            "data.columns.txt",
+            "a",
+            "sequence_classification has no such role. Did you mean 'text'? Allowed: text, text_p",
+        ),
+        ("data.columns.tags", "a", "data.columns.tags: sequence_classification has no such role."),
+        (
+            "data.id_test.columns",
+            {"text": "label"},
+            "data.id_test.columns: names a column for two roles. Got: ['label'",
+        ),
+        (
+            "data.id_test.labels",
+            {1: "good"},
+            "data.id_test.labels: a name in it is not text: put names that YAML reads",
+        ),
+        ("data.id_test.labels", {"1": ""}, "data.id_test.labels.1: is empty."),
+        ("data.id_test.labels", {"1": 2}, "data.id_test.labels.1: has the wrong type"),
+        ("data.train.coarse_labels", {"a": "b"}, "data.train.coarse_labels: training needs its own labels"),
+        (
+            "data.ood.nyt.language",
+            "german",
+            "data.ood.nyt.language: is no code of ISO 639. Did you mean 'de' (German)?",
+        ),
+        ("data.ood.nyt.language", False, "data.ood.nyt.language: has the wrong type: write text that YAML would read"),
+        ("data.id_validation.source", "none.csv", "data.id_validation.source: does not exist."),
         ("data.max_length", 0, "data.max_length: is out of range. Got: 0. Allowed: a whole number >= 1."),
         ("data.drop_near_duplicates", 1, "has the wrong type. Got: 1. Allowed: true or false."),
         ("training", 3, "training: must be a section of keys. Got: 3."),
@@ -601,7 +639,8 @@ def test_help_describes_every_key() -> None:
     # A section that is off comes before its keys, and requires nothing of who does not write it.
     off = text.index("--intervention.fisher_penalty  (default: null)\n      Penalty on the Fisher trace; null: off.")
     assert off < text.index("--intervention.fisher_penalty.alpha  (required in this section)")
-    assert text.count("(required in this section)") == 1
+    assert text.index("--data.id_validation  (default: null)") < text.index("--data.id_validation.source  (required in")
+    assert text.count("(required in this section)") == 2
     assert max(map(len, text.splitlines())) <= 100
     assert "%" not in text  # argparse reads it as a placeholder
 

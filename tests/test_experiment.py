@@ -119,11 +119,15 @@ def test_a_crash_leaves_a_record_and_the_run_goes_on_from_its_checkpoint(project
     ("changes", "error", "message"),
     [
         (
-            {"data__text": "sentence"},
+            {"data__columns": {"text": "sentence"}},
             DataError,
             r"train .*A column is not there\. Got: sentence\. Allowed: text, label",
         ),
-        ({"data__label": "stars"}, DataError, r"A column is not there\. Got: stars\. .*Name the columns in data\.text"),
+        (
+            {"data__columns": {"label": "stars"}},
+            DataError,
+            r"A column is not there\. Got: stars\. .*Name the columns in data\.columns",
+        ),
         (
             {"data__train": {"source": "train.jsonl"}},
             EarlyOODError,

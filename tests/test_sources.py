@@ -86,7 +86,7 @@ def test_bundled() -> None:
     [
         ("d.jsonl", '{"text": "a"\n', "line 1 is not JSON"),
         ("d.jsonl", '{"text": "a", "label": 0}\n[1]\n', "Row 2 is not an object"),
-        ("d.jsonl", '{"text": "a", "label": 0}\n{"text": "a", "label": "x"}\n', "cannot be read as a table"),
+        ("d.jsonl", '{"text": "a", "label": 0}\n{"text": "a", "label": "x"}\n', "Column 'label' is not of one type"),
         ("d.json", "[1", "is not JSON"),
         ("d.jsonl", "", "has no examples"),
         ("d.csv", "text,label\n", "has no examples"),

@@ -12,7 +12,7 @@ from hf_early_ood.schedules import AUTO, RELEASES
 
 if TYPE_CHECKING:
     from hf_early_ood.config.interventions import InterventionConfig, ProbeConfig, WeightInterpolationConfig
-    from hf_early_ood.config.schema import DataConfig, RunConfig, SplitConfig
+    from hf_early_ood.config.schema import RunConfig
 
 # The keys that a schedule file replaces.
 SCHEDULE_KEYS = ("interval", "order", "initial", "release", "first", "start", "embeddings", "order_seed")
@@ -50,58 +50,12 @@ def check_run(config: RunConfig, problems: Problems) -> None:
             problems.add("model.name", "is empty", allowed="a model's name on the Hub, or its folder")
         elif name.startswith(_PATH_STARTS) and not Path(name).expanduser().is_dir():
             problems.add("model.name", "this folder does not exist", got=name)
-    if usable(config.data):
-        _check_data(config.data, problems)
     max_steps = None
     if usable(config.training):
         steps = config.training.get("max_steps")
         max_steps = steps if isinstance(steps, int) and steps > 0 else None
     if usable(config.intervention):
         check_intervention(config.intervention, max_steps, problems)
-
-
-def _check_data(data: DataConfig, problems: Problems) -> None:
-    for key in ("text", "text_pair", "label"):
-        value = getattr(data, key)
-        if isinstance(value, str) and not value.strip():
-            problems.add(f"data.{key}", "is empty", allowed="the name of a column")
-    columns = [value for value in (data.text, data.text_pair, data.label) if isinstance(value, str)]
-    if len(set(columns)) < len(columns):
-        problems.add("data", "text, text_pair and label must be different columns", got=columns)
-
-    splits = {"data.train": data.train, "data.id_validation": data.id_validation, "data.id_test": data.id_test}
-    if usable(data.ood):
-        if not data.ood:
-            problems.add("data.ood", "there is no out-of-distribution set", allowed="at least one named set")
-        for name, split in data.ood.items():
-            check_name(name, f"data.ood.{name}", problems)
-            splits[f"data.ood.{name}"] = split
-    seen: dict[tuple[object, ...], str] = {}
-    for path, split in splits.items():
-        if not usable(split):
-            continue
-        _check_source(split, path, problems)
-        identity = (split.source, split.name, split.split, split.revision)
-        if not usable(*identity):
-            continue
-        first = seen.setdefault(identity, path)
-        # The two ID sets may be one: many benchmarks publish no labels of their test split.
-        if first != path and (first, path) != ("data.id_validation", "data.id_test"):
-            problems.add(path, f"is the same data as {first}", got=split.source, allowed="other data")
-
-
-def _check_source(split: SplitConfig, path: str, problems: Problems) -> None:
-    if not usable(split.source):
-        return
-    if not split.source.strip():
-        problems.add(f"{path}.source", "is empty", allowed="a file, a folder, or the name of a data set")
-    elif is_file_source(split.source) and not Path(split.source).expanduser().exists():
-        problems.add(
-            f"{path}.source",
-            "does not exist",
-            got=split.source,
-            allowed="a file or folder (relative to the working directory), or the name of a data set",
-        )
 
 
 def check_intervention(settings: InterventionConfig, max_steps: int | None, problems: Problems) -> None:

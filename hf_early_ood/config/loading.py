@@ -35,7 +35,7 @@ def load_config(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Run
             ``--study.arms.<arm>.<key>``.
 
     Returns:
-        The checked configuration.
+        The checked configuration. Where ``name`` is missing it is that of the file, and the folder is ``runs/<name>``.
 
     Raises:
         ConfigurationError: Naming every problem, one a line.
@@ -43,6 +43,7 @@ def load_config(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Run
     problems = Problems()
     data = read_yaml(path, problems)
     paths = _apply(data, overrides, problems)
+    _name_after(path, data)
     config: RunConfig | StudyConfig
     if SECTION in data:
         config = StudyConfig.read(data, problems)
@@ -199,6 +200,12 @@ def _set(data: dict[str, Any], path: str, value: Any, problems: Problems) -> Non
             return
         data = data[key]
     data[last] = value
+
+
+def _name_after(path: str | PathLike[str], data: dict[str, Any]) -> None:
+    data.setdefault("name", Path(path).stem)
+    if isinstance(data["name"], str):
+        data.setdefault("output_dir", f"runs/{data['name']}")
 
 
 def _warn_of_hidden(paths: Sequence[str], study: StudyConfig) -> None:

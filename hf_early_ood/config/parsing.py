@@ -310,7 +310,7 @@ def _dict_value(value: Any, hint: Any, path: str, problems: Problems, known: Kno
         elif dataclasses.is_dataclass(hint):
             result[key] = build(typing.cast(type, hint), item, join(path, key), problems, known)
         else:
-            result[key] = item
+            result[key] = checked(item, hint, join(path, key), problems)
     return result if names_are_text else INVALID
 
 

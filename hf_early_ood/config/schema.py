@@ -13,11 +13,16 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
+from hf_early_ood import names
 from hf_early_ood.config.checks import NAME_IN_WORDS, check_run
+from hf_early_ood.config.data_checks import check_data, note_old_keys
 from hf_early_ood.config.interventions import LARGEST_SEED, InterventionConfig
 from hf_early_ood.config.parsing import Problems, build, join, option, section_of, type_hints, usable
 from hf_early_ood.config.presets import with_preset
 from hf_early_ood.config.training_arguments import check_training, training_fields
+from hf_early_ood.roles import ROLES
+
+_COLUMNS_IN_WORDS = "; ".join(f"{task}: {', '.join(roles)}" for task, roles in ROLES.items())
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,20 @@ class SplitConfig:
     name: str | None = option("Configuration of a data set that has several.", None)
     revision: str | None = option("Commit, tag or branch of the data set.", None)
     max_examples: int | None = option("Use only so many examples, drawn with data.seed.", None, at_least=1)
+    columns: dict[str, str | tuple[str, ...]] = option(
+        "Role to column where this set differs from data.columns.", dict, allowed=_COLUMNS_IN_WORDS
+    )
+    labels: dict[str, str | None] = option(
+        "Label as this set writes it to ours; null leaves such examples out.", dict, allowed="names to names"
+    )
+    coarse_labels: dict[str, str] = option(
+        "For a test set with fewer labels: each of ours to that of the set; what is predicted is mapped.",
+        dict,
+        allowed="names to names",
+    )
+    language: str | None = option(
+        "Language of the texts: its rules of normalization, and reports.", None, allowed="a code of ISO 639, or null"
+    )
 
 
 @dataclass(frozen=True)
@@ -58,12 +77,18 @@ class DataConfig:
     """The training set, the in-distribution sets and the out-of-distribution sets."""
 
     train: SplitConfig = option("Examples to train on.")
-    id_validation: SplitConfig = option("In-distribution examples that may select a checkpoint.")
     id_test: SplitConfig = option("In-distribution examples that only judge.")
     ood: dict[str, SplitConfig] = option("Out-of-distribution sets by name; they only judge.")
-    text: str = option("Column with the text.", "text")
-    text_pair: str | None = option("Column with the second text of a pair.", None)
-    label: str = option("Column with the label.", "label")
+    id_validation: SplitConfig | None = option(
+        "In-distribution examples that may select a checkpoint and calibrate; null: nothing is selected or calibrated.",
+        None,
+    )
+    columns: dict[str, str | tuple[str, ...]] = option(
+        "Role to column, in every set but bundled ones. A role that must be there has the column of its own name unless"
+        " another is given; id, group and text_pair are read only where a column is given.",
+        dict,
+        allowed=_COLUMNS_IN_WORDS,
+    )
     max_length: int = option("Longest input in tokens; the rest is cut off.", 128, at_least=1)
     drop_near_duplicates: bool = option(
         "Leave out training examples that nearly repeat an evaluation text (counted either way).", False
@@ -99,11 +124,15 @@ class RunConfig:
         ('standard', 128)
     """
 
-    name: str = option("Name of the run; in a study, the study's name.", allowed=NAME_IN_WORDS)
+    name: str = option(
+        "Name of the run; in a study, the study's name. A file without it gives its own.", allowed=NAME_IN_WORDS
+    )
     seed: int = option("Seed of training.", 1, at_least=0, below=LARGEST_SEED)
-    output_dir: str = option("Folder that the run writes into.")
+    output_dir: str = option("Folder that the run writes into; runs/<name> where a file does not say.")
     preset: str | None = option("Published settings, under what is written here.", None)
-    task: Literal["sequence_classification"] = option("What the model learns.", "sequence_classification")
+    task: Literal["sequence_classification", "token_classification", "question_answering", "multiple_choice"] = option(
+        "What the model learns.", names.SEQUENCE_CLASSIFICATION
+    )
     model: ModelConfig = option("The pretrained model.")
     data: DataConfig = option("The examples.")
     training: dict[str, Any] = option("Any field of transformers.TrainingArguments, by its name.", dict)
@@ -128,11 +157,15 @@ class RunConfig:
     @classmethod
     def read(cls, data: Mapping[str, Any], problems: Problems) -> RunConfig:
         """As `from_dict`, but problems are noted in ``problems`` and the caller reports them."""
-        config = build(cls, with_preset(copy.deepcopy(data), problems), "", problems, known_keys)
+        keys = with_preset(copy.deepcopy(data), problems)
+        note_old_keys(keys, problems)
+        config = build(cls, keys, "", problems, known_keys)
         if usable(config) and usable(config.training):
             config = replace(config, training=check_training(config.training, "training", problems))
         if usable(config):
             check_run(config, problems)
+        if usable(config) and usable(config.data):
+            check_data(config, problems)
         return config
 
     def to_dict(self) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from transformers.models.auto.modeling_auto import (
 
 from hf_early_ood.callbacks.recording import LABEL_COLUMNS, taken_columns
 from hf_early_ood.config.schema import DataConfig
-from hf_early_ood.data import load_split
+from hf_early_ood.data.labels import Vocabulary
+from hf_early_ood.data.loading import read_split
 from hf_early_ood.errors import ConfigurationError, DataError
-from hf_early_ood.names import LABEL, LABELS, TEXT, TEXT_PAIR
+from hf_early_ood.names import LABEL, LABELS, SEQUENCE_CLASSIFICATION, TEXT, TEXT_PAIR
 from hf_early_ood.probes.batches import ProbeSet
 from hf_early_ood.probes.likelihood import (
     ClassificationLikelihood,
@@ -109,16 +110,20 @@ def load_texts(
     text = request.text or TEXT
     wanted = [column for column in (text, request.text_pair, label) if column is not None]
     _check_columns(request, wanted)
-    return load_split(
-        request.data,
-        text=text,
-        text_pair=request.text_pair,
-        label=label,
-        label_names=label_names,
-        label_owner=owner,
-        label_fix=f"Write the labels as {owner} does, or leave these examples out, or give the label of each class, as"
-        " the data writes it, with --label-names.",
+    columns = {TEXT: text, TEXT_PAIR: request.text_pair, LABEL: label}
+    vocabulary = Vocabulary(
+        None if label_names is None else tuple(label_names),
+        owner,
+        f"Write the labels as {owner} does, or leave these examples out, or give the label of each class, as the data"
+        " writes it, with --label-names.",
     )
+    return read_split(
+        request.data,
+        task=SEQUENCE_CLASSIFICATION,
+        columns={role: column for role, column in columns.items() if column is not None},
+        vocabulary=vocabulary,
+        labeled=label is not None,
+    ).dataset
 
 
 def _check_columns(request: ProbeRequest, wanted: Sequence[str]) -> None:
