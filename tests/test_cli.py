@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hf_early_ood import names
 from hf_early_ood.cli import USER_ERROR, main
@@ -256,7 +257,8 @@ def test_recipe_runs_small_through_its_script(recipe, tmp_path):
     """With a tiny random model and few examples, everything else as it is."""
     save_model(tmp_path / "model")
     small = {"output_dir": tmp_path / "out", "model.name": tmp_path / "model", "data.max_length": 16}
-    small |= {f"data.ood.{name}.max_examples": 40 for name in ("movie", "amazon", "nyt")}
+    ood = yaml.safe_load(recipe.read_text(encoding="utf-8"))["data"]["ood"]
+    small |= {f"data.ood.{name}.max_examples": 40 for name in ood}
     small |= {"data.train.max_examples": 160, "training.max_steps": 30, "training.per_device_train_batch_size": 4}
     small |= {"training.num_train_epochs": 1, "evaluation.bootstrap_samples": 100}
     if "fixed" in recipe.stem:
