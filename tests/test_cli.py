@@ -10,6 +10,8 @@ import pytest
 
 from hf_early_ood import names
 from hf_early_ood.cli import USER_ERROR, main
+from hf_early_ood.config.loading import read_yaml
+from hf_early_ood.config.parsing import Problems
 from hf_early_ood.dynamics import read_dynamics
 from hf_early_ood.results import read_run
 from tests.probing.saved import make_checkpoints
@@ -256,7 +258,8 @@ def test_recipe_runs_small_through_its_script(recipe, tmp_path):
     """With a tiny random model and few examples, everything else as it is."""
     save_model(tmp_path / "model")
     small = {"output_dir": tmp_path / "out", "model.name": tmp_path / "model", "data.max_length": 16}
-    small |= {f"data.ood.{name}.max_examples": 40 for name in ("movie", "amazon", "nyt")}
+    ood = read_yaml(recipe, Problems())["data"]["ood"]
+    small |= {f"data.ood.{name}.max_examples": 40 for name in ood}
     small |= {"data.train.max_examples": 160, "training.max_steps": 30, "training.per_device_train_batch_size": 4}
     small |= {"training.num_train_epochs": 1, "evaluation.bootstrap_samples": 100}
     if "fixed" in recipe.stem:

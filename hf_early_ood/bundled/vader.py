@@ -10,19 +10,19 @@ import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, Value
 
-from hf_early_ood.bundled.models import BUNDLED_PREFIX
+from hf_early_ood.bundled.base import BundledData, BundledInfo
 from hf_early_ood.duplicates import near_duplicates, normalize_text
 from hf_early_ood.errors import ConfigurationError, DataError, did_you_mean
 
-BUNDLED_DATASET = "bundled:vader-icwsm2014"
+VADER_DATASET = "bundled:vader-icwsm2014"
 DOMAINS = ("tweets", "movie", "amazon", "nyt")
 LABEL_NAMES = ("negative", "positive")
 TRAIN_SPLIT, VALIDATION_SPLIT, TEST_SPLIT = "tweets/train", "tweets/id_validation", "tweets/id_test"
@@ -53,66 +53,27 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BundledInfo:
-    """What is in a bundled data set, and what was left out of it.
+class VaderInfo(BundledInfo):
+    """What is in ``bundled:vader-icwsm2014``, and what was left out of it.
 
     Attributes:
-        name: Name for ``load_bundled``.
-        license: License of the files.
-        citation: What to cite.
         threshold: Smallest |rating| of a text that counts as polar.
         rows: Domain -> number of rated texts in the package.
         polar: Domain -> number of texts with |rating| >= threshold.
         duplicates_removed: Domain -> polar texts left out because an earlier one is the same after normalization.
         near_duplicates_removed: Split -> split it was compared with -> texts left out of the former. A text that is
             close to several splits counts once for each.
-        label_counts: Split -> label -> number of examples.
     """
 
-    name: str
-    license: str
-    citation: str
     threshold: float
     rows: dict[str, int]
     polar: dict[str, int]
     duplicates_removed: dict[str, int]
     near_duplicates_removed: dict[str, dict[str, int]]
-    label_counts: dict[str, dict[str, int]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, for JSON."""
-        return asdict(self)
 
 
-@dataclass(frozen=True, eq=False)
-class BundledData(Mapping[str, Dataset]):
-    """Splits by name, and ``info`` about them."""
-
-    splits: dict[str, Dataset]
-    info: BundledInfo
-
-    def __getitem__(self, split: str) -> Dataset:
-        if split not in self.splits:
-            raise DataError(
-                f"{self.info.name} has no such split.",
-                got=split,
-                allowed=", ".join(self.splits),
-                fix=did_you_mean(split, self.splits),
-            )
-        return self.splits[split]
-
-    def __contains__(self, split: object) -> bool:
-        return split in self.splits
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.splits)
-
-    def __len__(self) -> int:
-        return len(self.splits)
-
-
-def load_bundled(name: str, *, threshold: float = 1.0) -> BundledData:
-    """Load a bundled data set: no network, the same examples everywhere.
+def load_vader(*, threshold: float = 1.0) -> BundledData:
+    """Load ``bundled:vader-icwsm2014``: no network, the same examples everywhere.
 
     The view is polarity of clearly polar texts: |rating| >= ``threshold``, labels ``negative`` and ``positive``.
     Of texts that are the same after normalization, the first is kept. Tweets are divided by the SHA-256 of their
@@ -121,31 +82,21 @@ def load_bundled(name: str, *, threshold: float = 1.0) -> BundledData:
     id_validation every text with one in id_test: test sets stay as they are.
 
     Args:
-        name: ``vader-icwsm2014``, with or without ``bundled:``.
         threshold: Smallest |rating| that counts as polar, in (0, 4).
 
     Returns:
         Mapping from split to ``Dataset`` with columns id, text, rating, label (``ClassLabel``), and ``info``.
 
     Raises:
-        DataError: If there is no such data set.
         ConfigurationError: If ``threshold`` is out of range.
 
     Example:
-        >>> data = load_bundled("vader-icwsm2014")
+        >>> data = load_vader()
         >>> sorted(data)
         ['amazon', 'movie', 'nyt', 'tweets/id_test', 'tweets/id_validation', 'tweets/train']
         >>> data["movie"].features["label"].names
         ['negative', 'positive']
     """
-    full_name = name if name.startswith(BUNDLED_PREFIX) else BUNDLED_PREFIX + name
-    if full_name != BUNDLED_DATASET:
-        raise DataError(
-            "There is no such bundled data set.",
-            got=name,
-            allowed=BUNDLED_DATASET,
-            fix=did_you_mean(full_name, [BUNDLED_DATASET]),
-        )
     if not 0 < threshold < 4:
         raise ConfigurationError("The polarity threshold is out of range.", got=threshold, allowed="0 < threshold < 4")
     rows, info = _polarity_view(float(threshold))
@@ -170,7 +121,7 @@ def read_domain(domain: str) -> list[Row]:
     """
     if domain not in DOMAINS:
         raise DataError(
-            f"{BUNDLED_DATASET} has no such domain.",
+            f"{VADER_DATASET} has no such domain.",
             got=domain,
             allowed=", ".join(DOMAINS),
             fix=did_you_mean(domain, DOMAINS),
@@ -201,7 +152,7 @@ def _tweet_split(text: str) -> str:
 
 
 @functools.lru_cache(maxsize=4)
-def _polarity_view(threshold: float) -> tuple[dict[str, list[Row]], BundledInfo]:
+def _polarity_view(threshold: float) -> tuple[dict[str, list[Row]], VaderInfo]:
     splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
     num_rows, num_polar, num_duplicates = {}, {}, {}
     for domain in DOMAINS:
@@ -223,8 +174,8 @@ def _polarity_view(threshold: float) -> tuple[dict[str, list[Row]], BundledInfo]
     for split, rows in splits.items():
         counts = Counter(LABEL_NAMES[row.rating > 0] for row in rows)
         label_counts[split] = {label: counts[label] for label in LABEL_NAMES}
-    info = BundledInfo(
-        name=BUNDLED_DATASET,
+    info = VaderInfo(
+        name=VADER_DATASET,
         license=LICENSE,
         citation=CITATION,
         threshold=threshold,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_early_ood.bundled import load_bundled, read_domain, vader
+from hf_early_ood.bundled import BundledData, load_bundled, load_vader, read_domain, vader
 from hf_early_ood.duplicates import near_duplicates, normalize_text
 from hf_early_ood.errors import ConfigurationError, DataError
 
@@ -22,8 +22,8 @@ LABEL_COUNTS = {
 
 
 @pytest.fixture(scope="module")
-def data() -> vader.BundledData:
-    return load_bundled("vader-icwsm2014")
+def data() -> BundledData:
+    return load_vader()
 
 
 @pytest.mark.parametrize("domain", vader.DOMAINS)
@@ -49,7 +49,7 @@ def test_known_texts() -> None:
     assert sum("<3" in row.text for row in tweets.values()) > 0
 
 
-def test_counts(data: vader.BundledData) -> None:
+def test_counts(data: BundledData) -> None:
     info = data.info
     assert info.rows == {"tweets": 4200, "movie": 10605, "amazon": 3708, "nyt": 5190}
     assert info.polar == {"tweets": 2667, "movie": 9173, "amazon": 2455, "nyt": 1554}
@@ -72,7 +72,7 @@ def test_data_card_has_the_same_counts() -> None:
         assert f"| {domain} | {rows:,} |" in card
 
 
-def test_license_and_citation_are_beside_the_data(data: vader.BundledData) -> None:
+def test_license_and_citation_are_beside_the_data(data: BundledData) -> None:
     assert "Copyright (c) 2016 C.J. Hutto" in (FOLDER / "LICENSE").read_text(encoding="utf-8")
     assert "Hutto, C.J. & Gilbert, E.E. (2014)" in (FOLDER / "README.md").read_text(encoding="utf-8")
     assert "Hutto" in data.info.citation
@@ -82,7 +82,7 @@ def test_package_data_stays_small() -> None:
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 1_000_000
 
 
-def test_labels_follow_ratings(data: vader.BundledData) -> None:
+def test_labels_follow_ratings(data: BundledData) -> None:
     for dataset in data.values():
         assert dataset.column_names == ["id", "text", "rating", "label"]
         assert dataset.features["label"].names == ["negative", "positive"]
@@ -91,7 +91,7 @@ def test_labels_follow_ratings(data: vader.BundledData) -> None:
             assert label == int(rating > 0)
 
 
-def test_nothing_leaks_into_training(data: vader.BundledData) -> None:
+def test_nothing_leaks_into_training(data: BundledData) -> None:
     train = data["tweets/train"]["text"][:]
     for split in data:
         if split != "tweets/train":
@@ -99,34 +99,32 @@ def test_nothing_leaks_into_training(data: vader.BundledData) -> None:
     assert near_duplicates(data["tweets/id_validation"]["text"][:], data["tweets/id_test"]["text"][:]) == []
 
 
-def test_no_text_is_twice_in_a_split(data: vader.BundledData) -> None:
+def test_no_text_is_twice_in_a_split(data: BundledData) -> None:
     for dataset in data.values():
         normalized = [normalize_text(text) for text in dataset["text"][:]]
         assert len(set(normalized)) == len(normalized)
 
 
-def test_tweets_are_about_70_10_20(data: vader.BundledData) -> None:
+def test_tweets_are_about_70_10_20(data: BundledData) -> None:
     sizes = [len(data[split]) for split in ("tweets/train", "tweets/id_validation", "tweets/id_test")]
     assert [round(size / sum(sizes), 1) for size in sizes] == [0.7, 0.1, 0.2]
     ids = [set(data[f"tweets/{name}"]["id"][:]) for name in ("train", "id_validation", "id_test")]
     assert not any(first & second for first, second in itertools.combinations(ids, 2))
 
 
-def test_another_threshold_keeps_tweets_in_their_split(data: vader.BundledData) -> None:
-    clearer = load_bundled("bundled:vader-icwsm2014", threshold=2.0)
+def test_another_threshold_keeps_tweets_in_their_split(data: BundledData) -> None:
+    clearer = load_vader(threshold=2.0)
     assert clearer.info.polar["movie"] < data.info.polar["movie"]
     texts = {normalize_text(text) for text in data["tweets/id_test"]["text"][:]}
     assert {normalize_text(text) for text in clearer["tweets/id_test"]["text"][:]} <= texts
 
 
-def test_changing_a_loaded_set_does_not_change_the_next_one(data: vader.BundledData) -> None:
+def test_changing_a_loaded_set_does_not_change_the_next_one(data: BundledData) -> None:
     load_bundled("vader-icwsm2014")["movie"].set_format("numpy", columns=["label"])
     assert load_bundled("vader-icwsm2014")["movie"].format["type"] is None
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(DataError, match=r"no such bundled data set.*Did you mean 'bundled:vader-icwsm2014'"):
-        load_bundled("vader-icwsm2015")
     with pytest.raises(DataError, match=r"no such split.*Did you mean 'tweets/train'"):
         load_bundled("vader-icwsm2014")["tweets/trian"]
     with pytest.raises(DataError, match=r"no such domain.*Did you mean 'movie'"):
@@ -136,4 +134,4 @@ def test_unknown_names() -> None:
 @pytest.mark.parametrize("threshold", [0, -1, 4, float("nan")])
 def test_threshold_out_of_range(threshold: float) -> None:
     with pytest.raises(ConfigurationError, match="polarity threshold is out of range"):
-        load_bundled("vader-icwsm2014", threshold=threshold)
+        load_vader(threshold=threshold)
