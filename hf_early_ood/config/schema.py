@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from hf_early_ood.config.checks import NAME_IN_WORDS, check_run
+from hf_early_ood.config.checks import NAME_IN_WORDS, check_method_written, check_run
 from hf_early_ood.config.interventions import LARGEST_SEED, InterventionConfig
 from hf_early_ood.config.parsing import Problems, build, join, option, section_of, type_hints, usable
 from hf_early_ood.config.presets import with_preset
@@ -114,10 +114,12 @@ class RunConfig:
     @classmethod
     def read(cls, data: Mapping[str, Any], problems: Problems) -> RunConfig:
         """As `from_dict`, but problems are noted in ``problems`` and the caller reports them."""
-        config = build(cls, with_preset(copy.deepcopy(data), problems), "", problems, known_keys)
+        written = with_preset(copy.deepcopy(data), problems)
+        config = build(cls, written, "", problems, known_keys)
         if usable(config) and usable(config.training):
             config = replace(config, training=check_training(config.training, "training", problems))
         if usable(config):
+            check_method_written(written.get("intervention"), problems)
             check_run(config, problems)
         return config
 
