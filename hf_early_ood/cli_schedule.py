@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ from hf_early_ood.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from hf_early_ood.config import InterventionConfig
-    from hf_early_ood.layers import LayerGroups
     from hf_early_ood.schedules import Schedule
 
 
@@ -80,24 +78,22 @@ def _presets(options: argparse.Namespace) -> int:
 
 def _schedule(options: argparse.Namespace) -> int:
     settings = _settings(options)
+    from hf_early_ood.callbacks.making import make_staged
+    from hf_early_ood.callbacks.previewing import beside
     from hf_early_ood.layers import find_layer_groups
-    from hf_early_ood.schedules import UnfreezingSchedule
     from hf_early_ood.tasks.sequence_classification import empty_classifier
 
-    groups = find_layer_groups(empty_classifier(options.model))
-    if options.file is not None:
-        schedule: Schedule | None = UnfreezingSchedule.load(options.file, groups.names)
-    else:
-        schedule = _schedule_of(settings, groups.names)
+    model = empty_classifier(options.model)
+    groups, staged = find_layer_groups(model), make_staged(settings)
+    schedule = None if staged is None else staged.make_schedule(groups.names, options.updates)
     warning = None
     if options.updates is not None and schedule is not None:
-        schedule = schedule.resolve(total_updates=options.updates)
         warning = schedule.check_length(options.updates)
     print(groups.table())
     for note in groups.notes:
         print(f"Note: {note}")
     print("\n" + ("All layers train from the start.\n" if schedule is None else schedule.to_yaml()), end="")
-    for line in _beside(settings, groups, options.updates):
+    for line in beside(settings, model, options.updates):
         print(line)
     if warning:
         print(f"Warning: {warning}", file=sys.stderr)
@@ -131,6 +127,8 @@ def _settings(options: argparse.Namespace) -> InterventionConfig:
     if "order" in values:
         words = values["order"]
         values["order"] = words[0] if len(words) == 1 else tuple(words)
+    if options.file is not None:
+        return InterventionConfig(method="gradual_unfreezing", schedule=str(options.file))
     if options.preset is None:
         return InterventionConfig(method="gradual_unfreezing", **values)
     settings = load_intervention(options.preset)
@@ -145,80 +143,6 @@ def _settings(options: argparse.Namespace) -> InterventionConfig:
 
 def _as_options(keys: Any) -> list[str]:
     return [f"--{key.replace('_', '-')}" for key in keys]
-
-
-def _schedule_of(settings: InterventionConfig, groups: tuple[str, ...]) -> Schedule | None:
-    """The schedule of a model with these groups; None where all of them train from the start."""
-    from dataclasses import asdict
-
-    from hf_early_ood.config.interventions import AutoFreezeConfig, LISAConfig
-    from hf_early_ood.schedules import LayerSampling, PrefixFreezing, UnfreezingSchedule
-
-    if settings.method == names.LISA:
-        own = asdict(settings.lisa or LISAConfig())
-        return LayerSampling(groups, **{key: own[key] for key in ("interval", "num_groups", "always", "seed")})
-    if settings.method == names.AUTOFREEZE:
-        return PrefixFreezing(groups, interval=(settings.autofreeze or AutoFreezeConfig()).interval)
-    if settings.method != names.GRADUAL_UNFREEZING:
-        return None
-    if settings.schedule is not None:
-        return UnfreezingSchedule.load(settings.schedule, groups)
-    keys: dict[str, Any] = {key: getattr(settings, key) for key in SCHEDULE_KEYS if key != "order_seed"}
-    return UnfreezingSchedule(groups, seed=settings.order_seed, **keys)
-
-
-def _beside(settings: InterventionConfig, groups: LayerGroups, updates: int | None) -> Iterator[str]:
-    """What the intervention does beside releasing and freezing, in lines."""
-    from hf_early_ood.interventions.learning_rates import constant_factors
-    from hf_early_ood.schedules.base import in_words
-
-    rates = settings.learning_rates
-    if rates is not None:
-        factors = constant_factors(groups.names, rates.layer_decay, rates.factors)
-        if set(factors.values()) != {1.0}:
-            yield "learning rates, in those of the scheduler:"
-            yield from (f"  {name}: {factor:.3g}" for name, factor in reversed(factors.items()))
-        if rates.switch_factor is not None and rates.switch_at is not None:
-            when = (
-                "until the interval is decided"
-                if rates.switch_at == "auto"
-                else f"for the first {in_words(rates.switch_at)}"
-            )
-            yield f"All learning rates are multiplied by {rates.switch_factor:g} {when}."
-    if settings.generations is not None:
-        yield from _generations(settings, groups, updates)
-    penalty = settings.fisher_penalty
-    if penalty is not None:
-        until = "" if penalty.until is None else f", for the first {in_words(penalty.until)}"
-        every = "every update" if penalty.every == 1 else f"one of {penalty.every} updates"
-        yield f"The loss of {every} has {penalty.alpha:g} times the Fisher penalty of the batch added{until}."
-    interpolation = settings.weight_interpolation
-    if interpolation is not None:
-        by = "ID validation" if interpolation.alpha == names.ID_VALIDATION else f"alpha={interpolation.alpha:g}"
-        yield (
-            f"After training, {len(interpolation.alphas)} points between the weights before and after it are evaluated;"
-            f" the model of {by} is kept."
-        )
-
-
-def _generations(settings: InterventionConfig, groups: LayerGroups, updates: int | None) -> Iterator[str]:
-    from hf_early_ood.interventions.generations import Generations, split_at
-
-    own = settings.generations
-    if own is None:
-        return
-    early, later = split_at(groups, own.boundary)
-    yield f"early: {', '.join(early)}\nlater: {', '.join(later)}"
-    if updates is None:
-        yield f"{own.generations} generations; give --updates for their table."
-        return
-    plan = Generations(updates, own.generations, own.ascent)
-    yield "generation  updates        early layers ascend  later layers"
-    for number in range(plan.count):
-        begin, ascents = plan.start(number), plan.num_ascents(number)
-        ascend = f"{begin} to {begin + ascents - 1}" if ascents else "-"
-        anew = "begin anew" if own.forget and number else "-"
-        yield f"{number:<12}{f'{begin} to {plan.start(number + 1) - 1}':<15}{ascend:<21}{anew}"
 
 
 def _write(schedule: Schedule | None, output: Path) -> None:

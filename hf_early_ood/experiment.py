@@ -23,6 +23,7 @@ from hf_early_ood import names
 from hf_early_ood.atomic import write_text
 from hf_early_ood.bundled.models import BUNDLED_MODEL, WEIGHTS_SHA256
 from hf_early_ood.callbacks.making import also, make_callbacks, make_staged
+from hf_early_ood.callbacks.previewing import beside
 from hf_early_ood.checkpoints import checkpoints, last_whole_checkpoint
 from hf_early_ood.config import RunConfig, load_run
 from hf_early_ood.data import Splits, load_splits
@@ -142,8 +143,9 @@ def check(config: RunConfig) -> str:
         lines.append(f"{name}: {report.num_examples:,} ({counts})")
     num_examples = len(material.tokenized[names.TRAIN])
     updates = count_updates(arguments, num_examples)
+    others = beside(config.intervention, material.model, updates)  # raises
     if callback is None:
-        return "\n".join([*lines, f"{updates} updates of all layers"])
+        return "\n".join([*lines, f"{updates} updates of all layers", *others])
     probe = config.intervention.probe
     if probe.size > num_examples and callback.measures(material.model, updates):
         raise ConfigurationError(
@@ -151,7 +153,8 @@ def check(config: RunConfig) -> str:
             got=f"intervention.probe.size={probe.size}, {num_examples} training examples",
             fix="Lower intervention.probe.size.",
         )
-    return "\n".join([*lines, callback.preview(material.model, updates, arguments.get_warmup_steps(updates))])
+    preview = callback.preview(material.model, updates, arguments.get_warmup_steps(updates))
+    return "\n".join([*lines, preview, *others])
 
 
 def claim(folder: Path, config: RunConfig) -> RunRecord | None:

@@ -47,6 +47,8 @@ def study() -> dict[str, Any]:
 
 
 def changed(path: str, value: Any, data: dict[str, Any] | None = None) -> dict[str, Any]:
+    if data is None and path.startswith("intervention."):
+        data = minimal() | {"intervention": {"method": "standard"}}
     data = copy.deepcopy(data or minimal())
     node = data
     *sections, last = path.split(".")
@@ -464,7 +466,8 @@ def test_not_a_section_at_all() -> None:
 
 
 def test_command_line_wins(write: Write) -> None:
-    path = write(minimal() | {"training": {"learning_rate": 1e-3, "max_steps": 100}})
+    own = {"training": {"learning_rate": 1e-3, "max_steps": 100}, "intervention": {"method": "gradual_unfreezing"}}
+    path = write(minimal() | own)
     words = ["--training.learning_rate", "2e-5", "--seed=7", "--data.ood.movie.max_examples", "100"]
     words += ["--intervention.order", "[block.0, embeddings]", "--training.max_steps", "-1", "--model.revision="]
     config = load_run(path, words)
@@ -560,8 +563,10 @@ def test_command_line_reaches_base_seeds_and_arms(write: Write) -> None:
 
 
 def test_override_that_an_arm_hides_is_said(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    data, words = study(), ["--intervention.interval", "20"]
+    data["study"]["arms"]["standard"] = {}
     with caplog.at_level(logging.WARNING):
-        load_study(write(study()), ["--intervention.interval", "20"])
+        load_study(write(changed("study.arms.standard.intervention", {"method": "standard"}, data)), words)
     assert "--intervention.interval does not reach arm 'gradual'" in caplog.text
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hf_early_ood.callbacks.making import make_callbacks
-from hf_early_ood.config import RunConfig
+from hf_early_ood.config import RunConfig, StudyConfig
+from hf_early_ood.config.loading import load_intervention
 from hf_early_ood.errors import ConfigurationError
 from tests.test_config import minimal
 
@@ -82,6 +84,37 @@ def test_what_does_not_go_together(parts: tuple[dict[str, Any], ...], message: s
 def test_what_goes_together(parts: tuple[dict[str, Any], ...], callbacks: list[str]) -> None:
     made = [type(callback).__name__.removesuffix("Callback") for callback in make_callbacks(read(*parts).intervention)]
     assert made == callbacks
+
+
+def test_every_key_without_a_method_is_named() -> None:
+    keys = {"interval": 0.1, "first": 1, "embeddings": "last", "probe": {"size": 128}, "vote": "all"}
+    with pytest.raises(ConfigurationError, match="5 problems") as error:
+        read(keys, {"detector": {}}, SEAL)
+    for key in ("interval", "first", "embeddings", "probe", "vote"):
+        assert f"intervention.{key}: has no effect without intervention.method. Got: " in str(error.value)
+    assert "Allowed: method: gradual_unfreezing beside it, or method: standard" in str(error.value)
+    own = {"interval": 0.1, "probe": {"size": 128}}
+    assert read(own, STANDARD).intervention.interval == read(own, GRADUAL).intervention.interval == 0.1
+
+
+def test_also_in_a_file_of_its_own_and_not_where_a_preset_names_the_method(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("intervention: {interval: 20, order: random}")
+    with pytest.raises(ConfigurationError, match=r"(?s)2 problems.*interval: has no effect.*order: has no effect"):
+        load_intervention(path)
+    path.write_text("preset: liu2023_fun\nintervention: {interval: 20, order: random}")
+    assert load_intervention(path).interval == 20
+
+
+def test_an_arm_can_switch_off_what_the_arms_share() -> None:
+    arms: dict[str, Any] = {"plain": {"intervention": STANDARD}, "gradual": {"intervention": GRADUAL}}
+    shared = {**minimal(), "study": {"baseline": "plain", "seeds": [1], "arms": arms}}
+    shared["intervention"] = {"interval": 0.1, "probe": {"size": 64}}
+    methods = [run.intervention.method for run in StudyConfig.from_dict(shared).runs()]
+    assert methods == ["standard", "gradual_unfreezing"]
+    arms["plain"] = {}
+    with pytest.raises(ConfigurationError, match=r"2 problems.*\n *study\.arms\.plain\.intervention\.interval: has no"):
+        StudyConfig.from_dict(shared)
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,15 @@ import pytest
 from transformers import AutoModelForSequenceClassification
 
 from hf_early_ood import experiment, names, study
+from hf_early_ood.callbacks import previewing
 from hf_early_ood.config import RunConfig, StudyConfig
-from hf_early_ood.errors import ConfigurationError, DataError, EarlyOODError, ResumeError
+from hf_early_ood.errors import ConfigurationError, DataError, EarlyOODError, ResumeError, UnsupportedModelError
 from hf_early_ood.evaluation.metrics import METRICS
 from hf_early_ood.evaluation.predictions import read_predictions
 from hf_early_ood.evaluation.suites import evaluate_predictions
 from hf_early_ood.names import OOD_MACRO_MEAN, OOD_WORST
 from hf_early_ood.results import read_run, read_study
+from hf_early_ood.schedules import UnfreezingSchedule
 from hf_early_ood.training import mean_loss
 from tests import tiny_project
 from tests.tiny_project import make_project, run_settings, study_settings, write_rows
@@ -141,6 +143,38 @@ def test_a_crash_leaves_a_record_and_the_run_goes_on_from_its_checkpoint(project
         ),
         ({"intervention__probe": {"size": 65, "batch_size": 8}}, ConfigurationError, "larger than the training set"),
         ({"intervention__initial": ["classifier"]}, ConfigurationError, "nothing to train in this model"),
+        (
+            {"intervention__learning_rates": {"factors": {"encoder": 2}}},
+            ConfigurationError,
+            "factors names a layer group that training does not have.*'encoder'",
+        ),
+        (
+            {"intervention__learning_rates": {"factors": {"block.*": 2, "head|block.2": 3}}},
+            ConfigurationError,
+            "Two patterns in factors match the layer group block.2",
+        ),
+        (
+            {"intervention__learning_rates": {"switch_factor": 0.1, "switch_at": 12}},
+            ConfigurationError,
+            "switch_at is as long as training",
+        ),
+        (
+            {"intervention__learning_rates": {"release_warmup": 20}},
+            ConfigurationError,
+            "release_warmup is as long as training.*training makes 12 updates",
+        ),
+        ({"intervention": {"generations": {"generations": 13}}}, ConfigurationError, "more generations than updates"),
+        (
+            {"intervention": {"generations": {"generations": 6, "ascent": 2}}},
+            ConfigurationError,
+            "The ascent is as long as a generation",
+        ),
+        ({"intervention": {"generations": {"boundary": "block.3"}}}, EarlyOODError, "block.3"),
+        (
+            {"intervention": {"generations": {"boundary": "embeddings"}}},
+            ConfigurationError,
+            "no layer group below the boundary",
+        ),
         ({"training__optim": "adamw_nonsense"}, ConfigurationError, "adamw_nonsense"),
         ({"data__max_length": 4096}, ConfigurationError, "max_length does not fit"),
     ],
@@ -149,6 +183,33 @@ def test_bad_input_is_found_by_check_before_training(project, changes, error, me
     with pytest.raises(error, match=message):
         experiment.check(run_config(project, **changes))
     assert not (project / "out").exists()
+
+
+def test_a_switch_that_nothing_decides_is_found_by_check(project):
+    """With a schedule file, only the file says whether the interval is decided."""
+    rates, probe = {"switch_factor": 0.1, "switch_at": "auto"}, {"size": 8, "batch_size": 4, "every": 1}
+    groups = ["embeddings", "block.0", "block.1", "block.2", "head"]
+
+    def text(interval):
+        path = project / f"{interval}.yaml"
+        path.write_text(UnfreezingSchedule(groups, interval=interval).to_yaml())
+        own = {"method": "gradual_unfreezing", "schedule": str(path), "learning_rates": rates, "probe": probe}
+        return experiment.check(run_config(project, intervention=own))
+
+    assert "multiplied by 0.1 until the interval is decided" in text("auto")
+    with pytest.raises(ConfigurationError, match=r"none will\. Got: one that has nothing to decide"):
+        text(2)
+
+
+def test_check_finds_layers_without_an_initializer(project, monkeypatch):
+    def refuse(*parts):
+        raise UnsupportedModelError("Nothing initializes these.")
+
+    monkeypatch.setattr(previewing, "initial_values", refuse)
+    assert "later: head" in experiment.check(run_config(project, intervention={"generations": {"boundary": "head"}}))
+    forget = {"generations": {"boundary": "head", "forget": True}}
+    with pytest.raises(UnsupportedModelError, match="Nothing initializes these"):
+        experiment.check(run_config(project, intervention=forget))
 
 
 def test_unseen_label_in_an_ood_set(project):

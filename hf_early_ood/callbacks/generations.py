@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from hf_early_ood.freezing import frozen_by
 from hf_early_ood.interventions.forgetting import initial_values, reinitialize, without_norms
 from hf_early_ood.interventions.generations import Factor, Generations, check_generations, restarted, split_at
 from hf_early_ood.interventions.update_rules import UpdateRule
+from hf_early_ood.layer_groups import LayerGroup
 from hf_early_ood.layers import LayerGroups, find_layer_groups
 from hf_early_ood.sharding import sharded_modules
 
@@ -182,13 +183,9 @@ class GenerationsCallback(InterveningCallback):
         _refuse_freezing(model)
         self._plan = self._make_plan(state.max_steps)
         self._groups = find_layer_groups(model).trainable()
-        self._early, self._later = split_at(self._groups, self.settings["boundary"])
-        if self.settings["ascent"] is not None and not self._early:
-            raise ConfigurationError(
-                "There is no layer group below the boundary that could ascend.",
-                got=f"layer groups {', '.join(self._groups.names)}, of which the lowest later one is {self._later[0]}",
-                fix="Set boundary to a higher group, or ascent=None.",
-            )
+        self._early, self._later = split_at(
+            self._groups, self.settings["boundary"], ascends=self.settings["ascent"] is not None
+        )
         check_optimizer(optimizer, {name: p for group in self._groups for name, p in group.parameters.items()})
         saved = self._saved(state)
         if saved is not None:
@@ -240,9 +237,7 @@ class GenerationsCallback(InterveningCallback):
         return {"updates": self._require_plan().total, "early": list(self._early), "later": list(self._later)}
 
     def _forgotten(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        groups = [group for group in self._groups or () if group.name in self._later]
-        parameters = {name: parameter for group in groups for name, parameter in group.parameters.items()}
-        return parameters if self.settings["forget_norms"] else without_norms(model, parameters)
+        return forgotten(model, self._groups or (), self._later, norms=self.settings["forget_norms"])
 
     def _make_plan(self, total_updates: int) -> Generations:
         return Generations(total_updates, self.settings["generations"], self.settings["ascent"])
@@ -251,6 +246,22 @@ class GenerationsCallback(InterveningCallback):
         if self._plan is None:
             raise UnsupportedSetupError(f"{type(self).__name__} was added to a training that has begun.")
         return self._plan
+
+
+def forgotten(
+    model: nn.Module, groups: Iterable[LayerGroup], later: Collection[str], *, norms: bool
+) -> dict[str, nn.Parameter]:
+    """The parameters of the ``later`` groups that are initialized anew, by name.
+
+    Args:
+        model: The model.
+        groups: Its layer groups.
+        later: Names of those that are forgotten.
+        norms: Whether normalization layers are, too.
+    """
+    owned = [group.parameters for group in groups if group.name in later]
+    parameters = {name: parameter for group in owned for name, parameter in group.items()}
+    return parameters if norms else without_norms(model, parameters)
 
 
 def _refuse_freezing(model: nn.Module) -> None:

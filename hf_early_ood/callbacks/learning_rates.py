@@ -18,9 +18,11 @@ from hf_early_ood.checks import KEEP, OPTIMIZER_STATES, RESET, check_choice, che
 from hf_early_ood.errors import ConfigurationError
 from hf_early_ood.freezing import frozen_by
 from hf_early_ood.interventions.learning_rates import (
+    LENGTHS,
     Rate,
     Releases,
     check_factors,
+    checked_length,
     constant_factors,
     forget_state,
     rates,
@@ -28,8 +30,8 @@ from hf_early_ood.interventions.learning_rates import (
 )
 from hf_early_ood.interventions.update_rules import LAYER_GROUP, UpdateRule
 from hf_early_ood.layers import find_layer_groups
-from hf_early_ood.schedules import AUTO, Interval
-from hf_early_ood.schedules.base import checked_updates, in_updates
+from hf_early_ood.schedules import AUTO, Interval, Schedule
+from hf_early_ood.schedules.base import checked_updates
 
 EVENT = "learning_rates"
 
@@ -192,7 +194,7 @@ class LearningRatesCallback(InterveningCallback):
         self._constant = constant_factors(
             _group_names(kwargs["model"], kwargs["optimizer"]), s["layer_decay"], s["factors"]
         )
-        self._lengths = {key: self._updates(key, state.max_steps) for key in ("release_warmup", "switch_at")}
+        self._lengths = {key: checked_length(key, s[key], state.max_steps) for key in LENGTHS}
         self._releases = Releases()
         if saved is not None:
             check_same("numbers of updates", saved["lengths"], self._lengths)
@@ -205,14 +207,7 @@ class LearningRatesCallback(InterveningCallback):
         """Make sure that somebody decides about the switch."""
         if self._lengths["switch_at"] != AUTO or self._switch_at is not None:
             return
-        schedule = self.unfreezing.schedule if self.unfreezing else None
-        if schedule is None or schedule.is_resolved:
-            raise ConfigurationError(
-                'switch_at="auto" is the moment at which a GradualUnfreezingCallback decides, and none will.',
-                got="no such callback" if schedule is None else "one that has nothing to decide",
-                fix='Add GradualUnfreezingCallback(interval="auto"), with every layer group in `initial` for standard'
-                " fine-tuning, or set switch_at to a number or a fraction of updates.",
-            )
+        check_decides(self.unfreezing.schedule if self.unfreezing else None)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -251,21 +246,23 @@ class LearningRatesCallback(InterveningCallback):
         decision = self.unfreezing.decision if self.unfreezing else None
         return decision.step if decision else None
 
-    def _updates(self, key: str, total: int) -> Any:
-        """A setting as a number of updates.
 
-        Raises:
-            ConfigurationError: Training ends before.
-        """
-        updates = in_updates(self.settings[key], total)
-        if isinstance(updates, int) and updates >= total:
-            raise ConfigurationError(
-                f"{key} is as long as training.",
-                got=f"{key}={updates}, training makes {total} updates",
-                allowed=f"at most {total - 1} updates",
-                fix=f"Lower {key}, give it as a fraction of training, or train longer.",
-            )
-        return updates
+def check_decides(schedule: Schedule | None) -> None:
+    """Refuse ``switch_at="auto"`` where nothing decides a moment.
+
+    Args:
+        schedule: That of the same training, as it is before any decision; None: all layers train from the start.
+
+    Raises:
+        ConfigurationError: It has nothing to decide.
+    """
+    if schedule is None or schedule.is_resolved:
+        raise ConfigurationError(
+            'switch_at="auto" is the moment at which a GradualUnfreezingCallback decides, and none will.',
+            got="no such callback" if schedule is None else "one that has nothing to decide",
+            fix='Add GradualUnfreezingCallback(interval="auto"), with every layer group in `initial` for standard'
+            " fine-tuning, or set switch_at to a number or a fraction of updates.",
+        )
 
 
 def _group_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:

@@ -90,7 +90,8 @@ class LISACallback(StagedCallback):
     def _forgets(self) -> bool:
         return self.settings["optimizer_state"] == "reset"
 
-    def _make_schedule(self, groups: tuple[str, ...], total_updates: int) -> LayerSampling:
+    def make_schedule(self, groups: tuple[str, ...], total_updates: int | None) -> LayerSampling:
+        """The schedule of the settings for a model with these groups."""
         keys = ("interval", "num_groups", "always", "seed")
         schedule = LayerSampling(groups, **{key: self.settings[key] for key in keys})
         return schedule.resolve(total_updates=total_updates)
@@ -157,7 +158,8 @@ class AutoFreezeCallback(StagedCallback):
     def _forgets(self) -> bool:
         return True
 
-    def _make_schedule(self, groups: tuple[str, ...], total_updates: int) -> PrefixFreezing:
+    def make_schedule(self, groups: tuple[str, ...], total_updates: int | None) -> PrefixFreezing:
+        """The schedule of the settings for a model with these groups."""
         return PrefixFreezing(groups, interval=self.settings["interval"]).resolve(total_updates=total_updates)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):

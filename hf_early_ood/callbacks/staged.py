@@ -38,7 +38,7 @@ class StagedCallback(RecordingCallback):
     ``on_step_begin`` only, and gives the user's flags back at ``on_train_end``. What was recorded is in the checkpoint:
     a resumed run is bit-identical to one that was not stopped, with default arguments.
 
-    A subclass says what the schedule is (:meth:`_make_schedule`) and, if the schedule asks, what its next stage changes
+    A subclass says what the schedule is (:meth:`make_schedule`) and, if the schedule asks, what its next stage changes
     (:meth:`_select`).
     """
 
@@ -58,8 +58,12 @@ class StagedCallback(RecordingCallback):
         """Whether the optimizer's state of a group is dropped when it is frozen."""
         return False
 
-    def _make_schedule(self, groups: tuple[str, ...], total_updates: int) -> Schedule:
-        """The schedule for a model with these groups, with its fractions of training resolved."""
+    def make_schedule(self, groups: tuple[str, ...], total_updates: int | None) -> Schedule:
+        """The schedule for a model with these groups; fractions of training stay what they are without its length.
+
+        Raises:
+            ConfigurationError: The settings do not fit the model.
+        """
         raise NotImplementedError
 
     def _select(self, schedule: Schedule, model: nn.Module, state: TrainerState) -> Sequence[str]:
@@ -113,7 +117,7 @@ class StagedCallback(RecordingCallback):
             EarlyOODError: Whatever :meth:`on_train_begin` would find wrong with model, schedule and length.
         """
         groups = find_layer_groups(model).trainable()
-        schedule = self._make_schedule(groups.names, total_updates)
+        schedule = self.make_schedule(groups.names, total_updates)
         self._check_plan(schedule, groups, total_updates, warmup)
         warning = schedule.check_length(total_updates)
         notes = [f"Note: {note}" for note in (*groups.notes, *([warning] if warning else []))]
@@ -148,7 +152,7 @@ class StagedCallback(RecordingCallback):
             self._check_groups(model, dataloader)
 
         total = state.max_steps
-        schedule = self._make_schedule(groups.names, total)
+        schedule = self.make_schedule(groups.names, total)
         self._check_plan(schedule, groups, total, args.get_warmup_steps(total))
         saved = self._saved(state)
         self._prepare(model, groups, schedule, args=args, state=state, dataloader=dataloader, saved=saved)

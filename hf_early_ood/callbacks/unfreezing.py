@@ -212,14 +212,15 @@ class GradualUnfreezingCallback(StagedCallback):
         keys = ("interval", "order", "initial", "release", "first", "start", "embeddings")
         return UnfreezingSchedule(groups, seed=s["order_seed"], **{key: s[key] for key in keys})
 
-    def _make_schedule(self, groups: tuple[str, ...], total_updates: int) -> UnfreezingSchedule:
+    def make_schedule(self, groups: tuple[str, ...], total_updates: int | None) -> UnfreezingSchedule:
+        """The schedule of the settings, or of the file that they name, for a model with these groups."""
         path = self.settings["schedule"]
         schedule = self._schedule_of(groups) if path is None else UnfreezingSchedule.load(path, groups)
         return schedule.resolve(total_updates=total_updates)
 
-    def measures(self, model: nn.Module, total_updates: int) -> bool:
+    def measures(self, model: nn.Module, total_updates: int | None) -> bool:
         """Whether a training of this length takes measurements on the probe set."""
-        schedule = self._make_schedule(find_layer_groups(model).trainable().names, total_updates)
+        schedule = self.make_schedule(find_layer_groups(model).trainable().names, total_updates)
         return not schedule.is_resolved or schedule.select is not None
 
     def _make_vote(self, total_updates: int, warmup: int, num_groups: int) -> SignalVote:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # The keys that a schedule file replaces.
 SCHEDULE_KEYS = ("interval", "order", "initial", "release", "first", "start", "embeddings", "order_seed")
+# The keys of gradual unfreezing.
+_GRADUAL_KEYS = (*SCHEDULE_KEYS, "schedule", "signal", "vote", "signal_settings", "detector", "probe")
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _PATH_STARTS = (".", "/", "~")
 # Names become folders and parts of dotted keys.
@@ -56,6 +58,28 @@ def check_run(config: RunConfig, problems: Problems) -> None:
         max_steps = steps if isinstance(steps, int) and steps > 0 else None
     if usable(config.intervention):
         check_intervention(config.intervention, max_steps, problems)
+
+
+def check_method_written(section: object, problems: Problems) -> None:
+    """Note the keys of gradual unfreezing that were written where no method was: they would have no effect.
+
+    With ``method: standard`` they have none either, but that was said: an arm may switch off what all arms share.
+
+    Args:
+        section: What was written under ``intervention``, presets included, before it is read.
+        problems: Where problems are noted.
+    """
+    if not isinstance(section, Mapping) or "method" in section:
+        return
+    for key in _GRADUAL_KEYS:
+        value = section.get(key)
+        if value is not None and value != {}:
+            problems.add(
+                f"intervention.{key}",
+                "has no effect without intervention.method",
+                got=value,
+                allowed="method: gradual_unfreezing beside it, or method: standard where it is to have none",
+            )
 
 
 def check_intervention(settings: InterventionConfig, max_steps: int | None, problems: Problems) -> None:
@@ -107,7 +131,7 @@ def _check_combination(settings: InterventionConfig, problems: Problems) -> None
             )
     if knows and settings.method in ("lisa", "autofreeze"):
         defaults = type(settings)()
-        for key in (*SCHEDULE_KEYS, "schedule", "signal", "vote", "signal_settings", "detector", "probe"):
+        for key in _GRADUAL_KEYS:
             value = getattr(settings, key)
             if usable(value) and value != getattr(defaults, key):
                 problems.add(

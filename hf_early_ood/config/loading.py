@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from hf_early_ood.config.checks import check_intervention
+from hf_early_ood.config.checks import check_intervention, check_method_written
 from hf_early_ood.config.interventions import InterventionConfig
 from hf_early_ood.config.merging import merge
 from hf_early_ood.config.parsing import Problems, build, join, usable
@@ -98,6 +98,7 @@ def load_intervention(source: str | PathLike[str]) -> InterventionConfig:
         data = with_preset(data, problems).get(SECTION_OF_RUN) or {}
     config = build(InterventionConfig, data, SECTION_OF_RUN, problems)
     if usable(config):
+        check_method_written(data, problems)
         check_intervention(config, None, problems)
     problems.raise_if_any(str(source))
     return config

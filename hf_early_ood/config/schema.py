@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 
 from hf_early_ood import names
-from hf_early_ood.config.checks import NAME_IN_WORDS, check_run
+from hf_early_ood.config.checks import NAME_IN_WORDS, check_method_written, check_run
 from hf_early_ood.config.data_checks import check_data, note_old_keys
 from hf_early_ood.config.interventions import LARGEST_SEED, InterventionConfig
 from hf_early_ood.config.parsing import Problems, build, join, option, section_of, type_hints, usable
@@ -157,12 +157,13 @@ class RunConfig:
     @classmethod
     def read(cls, data: Mapping[str, Any], problems: Problems) -> RunConfig:
         """As `from_dict`, but problems are noted in ``problems`` and the caller reports them."""
-        keys = with_preset(copy.deepcopy(data), problems)
-        note_old_keys(keys, problems)
-        config = build(cls, keys, "", problems, known_keys)
+        written = with_preset(copy.deepcopy(data), problems)
+        note_old_keys(written, problems)
+        config = build(cls, written, "", problems, known_keys)
         if usable(config) and usable(config.training):
             config = replace(config, training=check_training(config.training, "training", problems))
         if usable(config):
+            check_method_written(written.get("intervention"), problems)
             check_run(config, problems)
         if usable(config) and usable(config.data):
             check_data(config, problems)

@@ -117,16 +117,19 @@ def check_generations(count: int, ascent: int | float | None) -> None:
         )
 
 
-def split_at(groups: LayerGroups, boundary: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def split_at(
+    groups: LayerGroups, boundary: str | None, *, ascends: bool = False
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the early layer groups and of the later ones, each from bottom to top.
 
     Args:
         groups: The layer groups that train.
         boundary: The lowest of the later groups. None: the block in the middle, number L // 2 of blocks 0 to L - 1, so
             that the embeddings and the lower half of the blocks are early.
+        ascends: Whether the early groups are to go up the gradient, so that there must be one.
 
     Raises:
-        ConfigurationError: No group has that name, or there are no blocks to find a middle of.
+        ConfigurationError: No group has that name, there are no blocks to find a middle of, or nothing could ascend.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -149,6 +152,12 @@ def split_at(groups: LayerGroups, boundary: str | None) -> tuple[tuple[str, ...]
             )
         boundary = blocks[len(blocks) // 2]
     index = groups.names.index(groups[boundary].name)
+    if ascends and not index:
+        raise ConfigurationError(
+            "There is no layer group below the boundary that could ascend.",
+            got=f"layer groups {', '.join(groups.names)}, of which the lowest later one is {groups.names[0]}",
+            fix="Set boundary to a higher group, or ascent=None.",
+        )
     return groups.names[:index], groups.names[index:]
 
 

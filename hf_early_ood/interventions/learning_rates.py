@@ -12,6 +12,10 @@ import torch
 from hf_early_ood.checks import check_number
 from hf_early_ood.errors import ConfigurationError, did_you_mean
 from hf_early_ood.interventions.update_rules import LAYER_GROUP
+from hf_early_ood.schedules.base import in_updates
+
+LENGTHS = ("release_warmup", "switch_at")
+"""Settings that are numbers of updates, or fractions of training."""
 
 
 def check_factors(factors: Any) -> None:
@@ -77,6 +81,32 @@ def constant_factors(names: Sequence[str], layer_decay: float, factors: Mapping[
         name: layer_decay ** (above - position) * (factors[keys[0]] if (keys := keys_of[name]) else 1.0)
         for position, name in enumerate(names)
     }
+
+
+def checked_length(key: str, value: Any, total: int) -> Any:
+    """A setting of `LENGTHS` as a number of updates; what is none ("auto", None) stays what it is.
+
+    Args:
+        key: Its name, for the message.
+        value: Updates (int), or fraction of training (float).
+        total: Updates of the training.
+
+    Raises:
+        ConfigurationError: Training ends before.
+
+    Example:
+        >>> checked_length("switch_at", 0.5, 10), checked_length("switch_at", "auto", 10)
+        (5, 'auto')
+    """
+    updates = in_updates(value, total)
+    if isinstance(updates, int) and updates >= total:
+        raise ConfigurationError(
+            f"{key} is as long as training.",
+            got=f"{key}={updates}, training makes {total} updates",
+            allowed=f"at most {total - 1} updates",
+            fix=f"Lower {key}, give it as a fraction of training, or train longer.",
+        )
+    return updates
 
 
 @dataclass

@@ -195,7 +195,7 @@ def test_another_probe_set_is_not_resumed_with(tmp_path):
 def test_a_schedule_file_selects(whole, tmp_path):
     path = tmp_path / "schedule.yaml"
     names = find_layer_groups(skewed()).names
-    path.write_text(GradualUnfreezingCallback(**FUN)._make_schedule(names, 10).to_yaml())
+    path.write_text(GradualUnfreezingCallback(**FUN).make_schedule(names, 10).to_yaml())
     settings = {"fisher_trace": {"labels": "expected"}}
     callback = GradualUnfreezingCallback(schedule=path, signal="log/loss", signal_settings=settings, **PROBE)
     make_trainer(tmp_path / "run", [callback], model=skewed()).train()

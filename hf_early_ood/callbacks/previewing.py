@@ -1,0 +1,102 @@
+"""What an intervention does beside releasing and freezing layers, in words, and whether it can be done at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from hf_early_ood import names
+from hf_early_ood.callbacks.generations import forgotten
+from hf_early_ood.callbacks.learning_rates import check_decides
+from hf_early_ood.callbacks.making import make_callbacks, make_staged
+from hf_early_ood.config.interventions import (
+    FisherPenaltyConfig,
+    GenerationsConfig,
+    InterventionConfig,
+    LearningRatesConfig,
+    WeightInterpolationConfig,
+)
+from hf_early_ood.interventions.forgetting import initial_values
+from hf_early_ood.interventions.generations import Generations, split_at
+from hf_early_ood.interventions.learning_rates import LENGTHS, checked_length, constant_factors
+from hf_early_ood.layers import LayerGroups, find_layer_groups
+from hf_early_ood.schedules import Schedule
+from hf_early_ood.schedules.base import in_words
+
+
+def beside(settings: InterventionConfig, model: nn.Module, updates: int | None) -> list[str]:
+    """What an intervention does to a model beside releasing and freezing layers, in lines.
+
+    Args:
+        settings: Of the intervention.
+        model: The model, before training; on the meta device, initializers are not tried.
+        updates: Length of training; None: not known, and nothing is compared with it.
+
+    Raises:
+        EarlyOODError: What the callbacks of the intervention would refuse at the start of this training.
+    """
+    make_callbacks(settings)  # raises
+    groups, staged = find_layer_groups(model).trainable(), make_staged(settings)
+    schedule = None if staged is None else staged.make_schedule(groups.names, updates)
+    lines: list[str] = []
+    if settings.learning_rates is not None:
+        lines += _learning_rates(settings.learning_rates, groups, schedule, updates)
+    if settings.generations is not None:
+        lines += _generations(settings.generations, model, groups, updates)
+    if settings.fisher_penalty is not None:
+        lines.append(_fisher_penalty(settings.fisher_penalty))
+    if settings.weight_interpolation is not None:
+        lines.append(_weight_interpolation(settings.weight_interpolation))
+    return lines
+
+
+def _learning_rates(
+    own: LearningRatesConfig, groups: LayerGroups, schedule: Schedule | None, updates: int | None
+) -> Iterator[str]:
+    factors = constant_factors(groups.names, own.layer_decay, own.factors)
+    if updates is not None:
+        for key in LENGTHS:
+            checked_length(key, getattr(own, key), updates)
+    if set(factors.values()) != {1.0}:
+        yield "learning rates, in those of the scheduler:"
+        yield from (f"  {name}: {factor:.3g}" for name, factor in reversed(factors.items()))
+    if own.switch_factor is None or own.switch_at is None:
+        return
+    if own.switch_at == "auto":
+        check_decides(schedule)
+        when = "until the interval is decided"
+    else:
+        when = f"for the first {in_words(own.switch_at)}"
+    yield f"All learning rates are multiplied by {own.switch_factor:g} {when}."
+
+
+def _generations(own: GenerationsConfig, model: nn.Module, groups: LayerGroups, updates: int | None) -> Iterator[str]:
+    early, later = split_at(groups, own.boundary, ascends=own.ascent is not None)
+    if own.forget and not any(parameter.is_meta for parameter in model.parameters()):
+        initial_values(model, forgotten(model, groups, later, norms=own.forget_norms), own.forget_seed)  # raises
+    yield f"early: {', '.join(early)}\nlater: {', '.join(later)}"
+    if updates is None:
+        yield f"{own.generations} generations; give --updates for their table."
+        return
+    plan = Generations(updates, own.generations, own.ascent)
+    yield "generation  updates        early layers ascend  later layers"
+    for number in range(plan.count):
+        begin, ascents = plan.start(number), plan.num_ascents(number)
+        ascend = f"{begin} to {begin + ascents - 1}" if ascents else "-"
+        anew = "begin anew" if own.forget and number else "-"
+        yield f"{number:<12}{f'{begin} to {plan.start(number + 1) - 1}':<15}{ascend:<21}{anew}"
+
+
+def _fisher_penalty(own: FisherPenaltyConfig) -> str:
+    until = "" if own.until is None else f", for the first {in_words(own.until)}"
+    every = "every update" if own.every == 1 else f"one of {own.every} updates"
+    return f"The loss of {every} has {own.alpha:g} times the Fisher penalty of the batch added{until}."
+
+
+def _weight_interpolation(own: WeightInterpolationConfig) -> str:
+    by = "ID validation" if own.alpha == names.ID_VALIDATION else f"alpha={own.alpha:g}"
+    return (
+        f"After training, {len(own.alphas)} points between the weights before and after it are evaluated;"
+        f" the model of {by} is kept."
+    )
