@@ -120,7 +120,7 @@ def _korn_graubard(won: FloatArray, confidence: float) -> tuple[float, float]:
         if len(means) > 1
     ]
     variance = sum(part for part, _ in parts)
-    if variance > 0:
+    if variance > 1e-12:  # not just rounding
         freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
         number = min(value * (1 - value) / variance, won.size) * (ndtri(tail) / stdtrit(freedom, tail)) ** 2
     else:
