@@ -38,12 +38,15 @@ def test_gradual_unfreezing_times_itself(name: str, tmp_path: Path) -> None:
     assert groups.names == ("embeddings", "block.0", "block.1", "block.2", "head")
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
     rows = task.encode(tiny.dataset(name), tokenizer)
-    callback = GradualUnfreezingCallback(interval="auto", window=1, tolerance=1e3, probe_size=4, probe_every=1)
+    callback = GradualUnfreezingCallback(
+        interval="auto", window=1, tolerance=1e3, probe_size=4, probe_batch_size=2, probe_every=1
+    )
     arguments = EarlyOODArguments(
         str(tmp_path),
         intervention="standard",
         max_steps=16,
         per_device_train_batch_size=4,
+        per_device_eval_batch_size=64,
         learning_rate=1e-3,
         save_strategy="no",
         report_to="none",
@@ -62,7 +65,12 @@ def test_gradual_unfreezing_times_itself(name: str, tmp_path: Path) -> None:
     assert callback.stage == 4
     for group in groups:
         assert any(not torch.equal(before[key], value) for key, value in group.parameters.items()), group.name
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(float(_own_loss(trainer, rows)), rel=1e-3)
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] == pytest.approx(float(_own_loss(trainer, rows)), rel=1e-5)
+    if name != "token_classification":
+        columns = task.predict(model, tokenizer, tiny.dataset(name)).columns
+        hits = [label == guess for label, guess in zip(columns["label"], columns["prediction"], strict=True)]
+        assert metrics["eval_accuracy"] == sum(hits) / len(hits)
 
 
 def _own_loss(trainer: EarlyOODTrainer, rows: object) -> torch.Tensor:
