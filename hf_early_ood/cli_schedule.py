@@ -81,9 +81,9 @@ def _schedule(options: argparse.Namespace) -> int:
     from hf_early_ood.callbacks.making import make_staged
     from hf_early_ood.callbacks.previewing import beside
     from hf_early_ood.layers import find_layer_groups
-    from hf_early_ood.tasks.sequence_classification import empty_classifier
+    from hf_early_ood.tasks.sequence_classification import SequenceClassification
 
-    model = empty_classifier(options.model)
+    model = SequenceClassification().empty(options.model)
     groups, staged = find_layer_groups(model), make_staged(settings)
     schedule = None if staged is None else staged.make_schedule(groups.names, options.updates)
     warning = None
