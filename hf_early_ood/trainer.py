@@ -30,6 +30,8 @@ from hf_early_ood.interventions.update_rules import split_by_layer_group
 from hf_early_ood.layers import LayerGroups, find_layer_groups
 from hf_early_ood.schedules import AUTO, ORDERS, parse_number
 from hf_early_ood.sharding import reshard, sharded_modules
+from hf_early_ood.tasks.answer_loss import QuestionAnsweringLoss, with_labels
+from hf_early_ood.tasks.question_answering import is_question_answering
 from hf_early_ood.tasks.sequence_classification import (
     SequenceClassificationLoss,
     is_sequence_classification,
@@ -174,7 +176,7 @@ class EarlyOODTrainer(Trainer):
     * What learning rates, generations and the Fisher penalty need beyond events: the optimizer's parameter groups are
       split by layer group, update rules (learning rate, sign) hold around the optimizer's step, the loss has an extra
       term in training, and the scheduler can restart. Without such a callback nothing of it happens.
-    * For sequence classification, the loss is the sum over examples divided by the number of examples of the whole
+    * For sequence classification and question answering, the loss is the sum over examples divided by the number of examples of the whole
       update, over accumulation steps and processes: the same global batch gives the same gradient however it is
       cut. (``Trainer`` of transformers 5.23 multiplies it by the number of pieces.)
     * ``evaluate`` on a dict of sets, for single-label classification: accuracy, balanced accuracy and macro-F1 of each,
@@ -207,6 +209,8 @@ class EarlyOODTrainer(Trainer):
             self.compute_loss_func = SequenceClassificationLoss(
                 model.config, label_smoothing=self.args.label_smoothing_factor
             )
+        if is_question_answering(model) and self.compute_loss_func is None:
+            self.compute_loss_func = QuestionAnsweringLoss()
         if self._classifies:
             self.compute_metrics = self._with_predictions_kept(self.compute_metrics or _prediction_metrics)
         for callback in self.args.make_callbacks() if isinstance(self.args, EarlyOODArguments) else ():
@@ -311,7 +315,7 @@ class EarlyOODTrainer(Trainer):
         """
         # Before the loss, which takes the labels out of the inputs, and in an own pass beside the wrapper's.
         extra = self._extra_loss(inputs) if model.training else None
-        outcome = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        outcome = super().compute_loss(model, self._with_labels(inputs), return_outputs, num_items_in_batch)
         if extra is None:
             return outcome
         # training_step divides by the number of pieces, unless the loss is one of the whole update by now.
@@ -322,6 +326,13 @@ class EarlyOODTrainer(Trainer):
         if is_of_update:
             extra = extra / self.current_gradient_accumulation_steps
         return (outcome[0] + extra, outcome[1]) if return_outputs else outcome + extra
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: Any) -> Any:
+        """Count what the loss is a mean over: the Trainer knows it by the name of labels only."""
+        return super()._get_num_items_in_batch([self._with_labels(batch) for batch in batch_samples], device)
+
+    def _with_labels(self, batch: Any) -> Any:
+        return with_labels(batch) if isinstance(self.compute_loss_func, QuestionAnsweringLoss) else batch
 
     def _extra_loss(self, inputs: Any) -> Any:
         model: Any = self.model
