@@ -176,9 +176,9 @@ class EarlyOODTrainer(Trainer):
     * What learning rates, generations and the Fisher penalty need beyond events: the optimizer's parameter groups are
       split by layer group, update rules (learning rate, sign) hold around the optimizer's step, the loss has an extra
       term in training, and the scheduler can restart. Without such a callback nothing of it happens.
-    * For sequence classification and question answering, the loss is the sum over examples divided by the number of examples of the whole
-      update, over accumulation steps and processes: the same global batch gives the same gradient however it is
-      cut. (``Trainer`` of transformers 5.23 multiplies it by the number of pieces.)
+    * For sequence classification and question answering, the loss is the sum over examples divided by the number of
+      examples of the whole update, over accumulation steps and processes: the same global batch gives the same
+      gradient however it is cut. (``Trainer`` of transformers 5.23 does not know the number.)
     * ``evaluate`` on a dict of sets, for single-label classification: accuracy, balanced accuracy and macro-F1 of each,
       mean, worst and gap over the sets named ``ood/<name>`` in one entry of the log, and ``evaluation.json`` in the
       output folder with n and bootstrap intervals. OOD sets never select a checkpoint by themselves.

@@ -115,7 +115,9 @@ class QuestionAnswering(Task):
         """
         tokenizer = load_tokenizer(model_name, revision=revision)
         set_seed(seed)
-        model = AutoModelForQuestionAnswering.from_pretrained(resolve_model(model_name), revision=revision)
+        model = AutoModelForQuestionAnswering.from_pretrained(
+            resolve_model(model_name), revision=revision, dtype=torch.float32
+        )
         return model, tokenizer
 
     def empty(self, model_name: str, *, num_labels: int = 2, revision: str | None = None) -> PreTrainedModel:
