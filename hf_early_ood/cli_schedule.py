@@ -82,9 +82,9 @@ def _schedule(options: argparse.Namespace) -> int:
     settings = _settings(options)
     from hf_early_ood.layers import find_layer_groups
     from hf_early_ood.schedules import UnfreezingSchedule
-    from hf_early_ood.tasks.sequence_classification import empty_classifier
+    from hf_early_ood.tasks.sequence_classification import SequenceClassification
 
-    groups = find_layer_groups(empty_classifier(options.model))
+    groups = find_layer_groups(SequenceClassification().empty(options.model))
     if options.file is not None:
         schedule: Schedule | None = UnfreezingSchedule.load(options.file, groups.names)
     else:

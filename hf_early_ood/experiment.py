@@ -49,7 +49,7 @@ from hf_early_ood.results import (
 from hf_early_ood.sharding import gathered
 from hf_early_ood.sources import SplitSpec
 from hf_early_ood.tasks.adapters import with_lora
-from hf_early_ood.tasks.sequence_classification import data_collator, load_classifier, tokenize
+from hf_early_ood.tasks.sequence_classification import SequenceClassification, data_collator
 from hf_early_ood.trainer import EarlyOODTrainer
 from hf_early_ood.training import (
     LogAtCheckpoints,
@@ -234,12 +234,13 @@ class Material:
 def prepare(config: RunConfig) -> Material:
     """Load the data and the model of a run."""
     splits = load(config)
-    loaded, tokenizer = load_classifier(
+    task = SequenceClassification(max_length=config.data.max_length)
+    loaded, tokenizer = task.load(
         config.model.name, splits.label_names, seed=config.seed, revision=config.model.revision
     )
     lora = config.model.lora
     model = loaded if lora is None else with_lora(loaded, **asdict(lora))
-    tokenized = {name: tokenize(dataset, tokenizer, config.data.max_length) for name, dataset in splits.items()}
+    tokenized = {name: task.encode(dataset, tokenizer) for name, dataset in splits.items()}
     return Material(splits, tokenized, model, tokenizer)
 
 

@@ -31,12 +31,8 @@ from hf_early_ood.layers import LayerGroups, find_layer_groups
 from hf_early_ood.schedules import AUTO, ORDERS, parse_number
 from hf_early_ood.sharding import reshard, sharded_modules
 from hf_early_ood.tasks.answer_loss import QuestionAnsweringLoss, with_labels
-from hf_early_ood.tasks.question_answering import is_question_answering
-from hf_early_ood.tasks.sequence_classification import (
-    SequenceClassificationLoss,
-    is_sequence_classification,
-    is_single_label,
-)
+from hf_early_ood.tasks.loading import task_of_model
+from hf_early_ood.tasks.losses import is_single_label, loss_for
 
 INTERVENTIONS = (names.STANDARD, names.GRADUAL_UNFREEZING)
 
@@ -204,13 +200,12 @@ class EarlyOODTrainer(Trainer):
         self._beginning: Beginning | None = None  # of the first attempt of auto_find_batch_size
         self._seen: list[tuple[Any, Any]] = []  # logits and labels of the sets of one evaluation
         model: Any = self.model
-        self._classifies = is_sequence_classification(model) and is_single_label(model.config)
-        if is_sequence_classification(model) and self.compute_loss_func is None:
-            self.compute_loss_func = SequenceClassificationLoss(
-                model.config, label_smoothing=self.args.label_smoothing_factor
-            )
-        if is_question_answering(model) and self.compute_loss_func is None:
-            self.compute_loss_func = QuestionAnsweringLoss()
+        task = task_of_model(model)
+        self._classifies = task == names.MULTIPLE_CHOICE or (
+            task == names.SEQUENCE_CLASSIFICATION and is_single_label(model.config)
+        )
+        if self.compute_loss_func is None:
+            self.compute_loss_func = loss_for(model, label_smoothing=self.args.label_smoothing_factor)
         if self._classifies:
             self.compute_metrics = self._with_predictions_kept(self.compute_metrics or _prediction_metrics)
         for callback in self.args.make_callbacks() if isinstance(self.args, EarlyOODArguments) else ():

@@ -15,13 +15,16 @@ from transformers.trainer_utils import SaveStrategy
 from transformers.training_args import ParallelMode
 from transformers.utils import logging
 
+from hf_early_ood import names
 from hf_early_ood.errors import UnsupportedSetupError
 from hf_early_ood.sharding import is_split_otherwise, sharded_modules
-from hf_early_ood.tasks.sequence_classification import is_sequence_classification
+from hf_early_ood.tasks.loading import task_of_model
 
 logger = logging.get_logger(__name__)
 
 _ALLOWED = "one process, DistributedDataParallel, or FSDP2"
+
+_SCALED_WRONGLY = (names.SEQUENCE_CLASSIFICATION, names.TOKEN_CLASSIFICATION, names.MULTIPLE_CHOICE)
 
 _IN_BACKWARD = ("LayerWiseDummyOptimizer", "Lomo", "AdaLomo")
 
@@ -222,15 +225,15 @@ def warn_about_resuming(args: TrainingArguments, model: nn.Module) -> None:
 
 
 def warn_about_loss_scale(args: TrainingArguments, model: nn.Module) -> None:
-    """Say so when transformers scales the loss of sequence classification wrongly.
+    """Say so when transformers scales the loss of a classification of sequences, tokens or choices wrongly.
 
-    transformers takes ``**kwargs`` in ``forward`` for the ability to divide the loss by ``num_items_in_batch``.
-    Sequence classification models ignore it, so that accumulation and several processes multiply the gradient
-    (measured with transformers 5.23), and with it clipping and everything that is logged from gradients.
+    transformers takes ``**kwargs`` in ``forward`` for the ability to divide the loss by ``num_items_in_batch``. The
+    models of these tasks ignore it, so that accumulation and several processes multiply the gradient (measured with
+    transformers 5.23), and with it clipping and everything that is logged from gradients.
     """
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     factor = args.gradient_accumulation_steps * max(1, args.world_size)
-    wrong = is_sequence_classification(model) and getattr(inner, "accepts_loss_kwargs", True)
+    wrong = task_of_model(model) in _SCALED_WRONGLY and getattr(inner, "accepts_loss_kwargs", True)
     if wrong and factor > 1:
         logger.warning(
             f"Trainer makes the gradient of {type(inner).__name__} up to {factor} times too large (gradient "

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
-from tqdm.auto import tqdm
 
-from hf_early_ood.errors import ConfigurationError, DataError
+from hf_early_ood.errors import DataError
 from hf_early_ood.evaluation.metrics import METRICS, FloatArray, IntArray, check_predictions, predicted_classes
 from hf_early_ood.evaluation.statistics import (
     CONFIDENCE,
@@ -23,9 +22,9 @@ from hf_early_ood.evaluation.statistics import (
     summarize_runs,
 )
 from hf_early_ood.names import LABELS
-from hf_early_ood.probes.isolation import eval_mode
 from hf_early_ood.results import EvaluationRecord, MetricValue, OODSummary, WorstSet
 from hf_early_ood.results import SplitEvaluation as SplitRecord
+from hf_early_ood.tasks.forward import logits_of
 
 Predict = Callable[[Dataset], FloatArray]
 """Data set -> logits (n, C), in the order of the data set."""
@@ -168,46 +167,26 @@ def model_predictor(
 ) -> Predict:
     """Make the ``predict`` of ``evaluate_splits`` from a model.
 
-    Examples are sorted by length before they are cut into batches, so that little is computed for padding. The model
-    runs where it is, in eval mode and without gradients; its modes and torch's random numbers are left as found.
-
     Args:
         model: Model whose output has ``logits`` (B, C).
         collator: Examples -> batch of tensors, e.g. ``tasks.sequence_classification.data_collator``.
         batch_size: Examples B in a batch.
 
     Returns:
-        Function: tokenized data set with ``input_ids`` -> logits (n, C) as float32, in the order of the data set.
-
-    Raises:
-        ConfigurationError: If the batch size is not positive.
+        Function: tokenized data set with ``input_ids`` -> logits (n, C) as float32, in the order of the data set; see
+        :func:`~hf_early_ood.tasks.forward.logits_of`.
 
     Example:
-        >>> from hf_early_ood.tasks.sequence_classification import data_collator, load_classifier, tokenize
-        >>> model, tokenizer = load_classifier("bundled:all-MiniLM-L6-v2", ["no", "yes"])
-        >>> dataset = tokenize(Dataset.from_dict({"text": ["a", "a b c"], "label": [0, 1]}), tokenizer, 16)
-        >>> model_predictor(model, data_collator(tokenizer))(dataset).shape
+        >>> from hf_early_ood.tasks.sequence_classification import SequenceClassification
+        >>> task = SequenceClassification(max_length=16)
+        >>> model, tokenizer = task.load("bundled:all-MiniLM-L6-v2", ["no", "yes"])
+        >>> dataset = task.encode(Dataset.from_dict({"text": ["a", "a b c"], "label": [0, 1]}), tokenizer)
+        >>> model_predictor(model, task.collator(tokenizer))(dataset).shape
         (2, 2)
     """
-    if batch_size < 1:
-        raise ConfigurationError("The batch size is too small.", got=batch_size, allowed="1 or more")
 
     def predict(dataset: Dataset) -> FloatArray:
-        device = next(model.parameters()).device
-        columns = [column for column in dataset.column_names if column != LABELS]
-        examples = dataset.select_columns(columns)
-        longest_first = np.argsort([-len(ids) for ids in dataset["input_ids"][:]], kind="stable")
-        batches = [longest_first[start : start + batch_size] for start in range(0, len(longest_first), batch_size)]
-        logits = []
-        # no_grad, not inference_mode: what a model caches in its forward pass must stay usable for training.
-        with eval_mode(model), torch.no_grad():
-            for indices in tqdm(batches, desc="Evaluating", disable=None, leave=False):  # None: only on a terminal
-                batch = collator([examples[int(index)] for index in indices])
-                output = model(**{name: tensor.to(device) for name, tensor in batch.items()})
-                logits.append(output["logits"].float().cpu().numpy())
-        ordered = np.concatenate(logits)
-        ordered[longest_first] = ordered.copy()
-        return ordered
+        return logits_of(model, collator, dataset, batch_size=batch_size)
 
     return predict
 

@@ -30,16 +30,14 @@ from hf_early_ood.probes.likelihood import (
     likelihood_for,
 )
 from hf_early_ood.probes.measures import check_examples, needs_labels
-from hf_early_ood.probing.loading import Blueprint, class_names
+from hf_early_ood.probes.outcomes import IGNORED
+from hf_early_ood.probing.loading import Blueprint
 from hf_early_ood.probing.request import ProbeRequest
 from hf_early_ood.sources import check_columns, column_names, read_source
-from hf_early_ood.tasks.sequence_classification import (
-    IGNORED_LABEL,
-    check_max_length,
-    data_collator,
-    is_single_label,
-    load_tokenizer,
-)
+from hf_early_ood.tasks.encoding import check_max_length
+from hf_early_ood.tasks.loading import class_names, load_tokenizer
+from hf_early_ood.tasks.losses import is_single_label
+from hf_early_ood.tasks.sequence_classification import data_collator
 
 INPUT_IDS = "input_ids"
 _ATTENTION_MASK = "attention_mask"
@@ -194,7 +192,7 @@ class Padding:
 
     def __init__(self, pad_token_id: int) -> None:
         self.fill = {INPUT_IDS: pad_token_id, "decoder_input_ids": pad_token_id}
-        self.fill |= dict.fromkeys(LABEL_COLUMNS, IGNORED_LABEL)
+        self.fill |= dict.fromkeys(LABEL_COLUMNS, IGNORED)
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Tensors with the examples (B) as leading dimension."""
@@ -255,7 +253,7 @@ class _WithLabels(torch.utils.data.Dataset[dict[str, Any]]):
         item = dict(self.dataset[index])
         shown = item.get(_ATTENTION_MASK, [1] * len(item[INPUT_IDS]))
         pairs = zip(item[INPUT_IDS], shown, strict=True)
-        return {**item, LABELS: [token if mask else IGNORED_LABEL for token, mask in pairs]}
+        return {**item, LABELS: [token if mask else IGNORED for token, mask in pairs]}
 
 
 def _check_needed(request: ProbeRequest, wanted: Sequence[str], columns: Sequence[str], fix: str, always: bool) -> None:

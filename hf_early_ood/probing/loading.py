@@ -21,7 +21,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from hf_early_ood.bundled import resolve_model
 from hf_early_ood.errors import EarlyOODError, UnsupportedModelError
 from hf_early_ood.probes.likelihood import likelihood_for
-from hf_early_ood.tasks.sequence_classification import empty_classifier, load_classifier, not_loaded
+from hf_early_ood.tasks.loading import empty_model, load_model, not_loaded
 
 # What from_pretrained raises for a file that is missing, cut off, or of another model.
 _BROKEN = (OSError, ValueError, RuntimeError, KeyError, EOFError, SafetensorError, pickle.UnpicklingError)
@@ -32,8 +32,9 @@ _HEADLESS = {
     for names in MODEL_MAPPING_NAMES.values()
     for name in ([names] if isinstance(names, str) else names)
 }  # fmt: skip
+_CLASSIFIER = transformers.AutoModelForSequenceClassification
 _AUTO_CLASSES = {
-    "SEQ_CLS": transformers.AutoModelForSequenceClassification,
+    "SEQ_CLS": _CLASSIFIER,
     "TOKEN_CLS": transformers.AutoModelForTokenClassification,
     "QUESTION_ANS": transformers.AutoModelForQuestionAnswering,
     "CAUSAL_LM": transformers.AutoModelForCausalLM,
@@ -135,14 +136,16 @@ class NewHead(Blueprint):
         Raises:
             UnsupportedModelError: There is no such model.
         """
-        empty = empty_classifier(name, num_labels=len(label_names), revision=revision)
+        empty = empty_model(_CLASSIFIER, name, num_labels=len(label_names), revision=revision)
         empty.config.id2label = dict(enumerate(label_names))
         return cls(name, type(empty), empty.config, resolve_model(name), None, revision, tuple(label_names), seed)
 
     def load(self, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> torch.nn.Module:
         """The classifier in eval mode; all global random numbers are seeded."""
         with _quiet():
-            model, _ = load_classifier(self.name, self.label_names, seed=self.seed, revision=self.revision, dtype=dtype)
+            model, _ = load_model(
+                _CLASSIFIER, self.name, self.label_names, seed=self.seed, revision=self.revision, dtype=dtype
+            )
         return model.to(device).eval()  # type: ignore[arg-type]
 
 
@@ -202,16 +205,6 @@ def load_saved_model(
         'BertForSequenceClassification'
     """
     return read_blueprint(name, revision=revision).load(dtype=dtype, device=device)
-
-
-def class_names(config: PretrainedConfig) -> list[str]:
-    """Label of each class id, as the config of a model says.
-
-    Example:
-        >>> class_names(PretrainedConfig(num_labels=2))
-        ['LABEL_0', 'LABEL_1']
-    """
-    return [str(name) for _, name in sorted((config.id2label or {}).items())]
 
 
 def _class_named(config: PretrainedConfig, name: str) -> type[PreTrainedModel]:

@@ -22,11 +22,12 @@ from hf_early_ood.probes.batches import ProbeSet
 from hf_early_ood.probes.likelihood import LABEL_KEYS
 from hf_early_ood.probing.checkpoints import SavedModel, find_saved_models, is_on_this_machine, weights_sha256
 from hf_early_ood.probing.examples import is_tokenized, load_texts, make_probe_set
-from hf_early_ood.probing.loading import Blueprint, NewHead, class_names, read_blueprint
+from hf_early_ood.probing.loading import Blueprint, NewHead, read_blueprint
 from hf_early_ood.probing.measuring import measurements
 from hf_early_ood.probing.output import SOURCE, Held, ReportFile, check_unchanged, read_held
 from hf_early_ood.probing.plan import PlannedModel, ProbePlan
 from hf_early_ood.probing.request import ProbedModel, ProbeReport, ProbeRequest
+from hf_early_ood.tasks.loading import class_names
 
 logger = logging.getLogger(__name__)
 

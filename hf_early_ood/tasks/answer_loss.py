@@ -45,7 +45,7 @@ class QuestionAnsweringLoss:
     The mean of -log p over the 2 B starts and ends, each a choice among all T positions: the value of the models' own
     loss. (Where a start counts and its end does not, being outside of the input, theirs is the mean of two means.) With
     ``num_items_in_batch`` it is the sum over this batch divided by that number, as for
-    `~hf_early_ood.tasks.sequence_classification.SequenceClassificationLoss`.
+    `~hf_early_ood.tasks.losses.LabelLoss`.
 
     The Trainer counts what is named ``labels``: `with_labels` makes them from start and end positions.
 

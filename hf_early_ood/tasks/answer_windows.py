@@ -49,7 +49,7 @@ def cut_into_windows(
         UnsupportedModelError: If the tokenizer cannot tell where its tokens are in the text.
 
     Example:
-        >>> from hf_early_ood.tasks.sequence_classification import load_tokenizer
+        >>> from hf_early_ood.tasks.loading import load_tokenizer
         >>> tokenizer = load_tokenizer("bundled:all-MiniLM-L6-v2")
         >>> windows = cut_into_windows(["Who?"], ["Ann saw Bob."], tokenizer, max_length=8, overlap=1)
         >>> [tokenizer.decode(ids) for ids in windows.inputs["input_ids"]]

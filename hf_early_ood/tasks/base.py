@@ -12,6 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_early_ood.evaluation.predictions import Predictions
+from hf_early_ood.tasks.loading import empty_model, load_model
 
 Collator = Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
 
@@ -30,18 +31,23 @@ class Task(ABC):
     """The metric of the verdict."""
     roles: ClassVar[Mapping[str, bool]]
     """Columns of a loaded data set, by role, and whether each must be there."""
+    auto_class: ClassVar[Any]
+    """Makes a model with a head for this task."""
 
     max_length: int = 128
 
-    @abstractmethod
     def load(
         self, model_name: str, label_names: Sequence[str], *, seed: int = 0, revision: str | None = None
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Pretrained model with a head for this task, new where the checkpoint has none, and its tokenizer."""
+        """Pretrained model with a head for this task, new where the checkpoint has none, and its tokenizer.
 
-    @abstractmethod
+        See :func:`~hf_early_ood.tasks.loading.load_model`.
+        """
+        return load_model(self.auto_class, model_name, label_names, seed=seed, revision=revision)
+
     def empty(self, model_name: str, *, num_labels: int = 2, revision: str | None = None) -> PreTrainedModel:
         """The architecture without weights (on the meta device): to look at its layers."""
+        return empty_model(self.auto_class, model_name, num_labels=num_labels, revision=revision)
 
     @abstractmethod
     def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:

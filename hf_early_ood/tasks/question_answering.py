@@ -8,42 +8,34 @@ does, it is there; models that have none use their first token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
-from peft import PeftModel
-from torch import nn
-from tqdm.auto import tqdm
 from transformers import (
-    AutoConfig,
     AutoModelForQuestionAnswering,
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    set_seed,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES
 from transformers.utils import logging
 
-from hf_early_ood.bundled import resolve_model
 from hf_early_ood.errors import ConfigurationError, DataError, NonFiniteError
 from hf_early_ood.evaluation.metrics import FloatArray
 from hf_early_ood.evaluation.predictions import Predictions
-from hf_early_ood.names import ANSWERS, CONTEXT, F1, GROUP, ID, QUESTION, QUESTION_ANSWERING
-from hf_early_ood.probes.isolation import eval_mode
+from hf_early_ood.names import ANSWERS, CONTEXT, F1, GROUP, ID, LABEL, QUESTION, QUESTION_ANSWERING
 from hf_early_ood.tasks.answer_loss import END_POSITIONS, START_POSITIONS, span_logits
 from hf_early_ood.tasks.answer_spans import Answer, Window, best_answers, no_answer
 from hf_early_ood.tasks.answer_windows import Windows, cut_into_windows, place_of_answer, token_positions
 from hf_early_ood.tasks.base import Collator, Task
-from hf_early_ood.tasks.sequence_classification import check_max_length, data_collator, load_tokenizer, not_loaded
+from hf_early_ood.tasks.encoding import check_columns, check_max_length, check_padding, chunks, groups_of
+from hf_early_ood.tasks.forward import run_model
+from hf_early_ood.tasks.loading import empty_model, load_model
 
 logger = logging.get_logger(__name__)
-
-_CHUNK = 200  # questions cut into windows at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +62,7 @@ class QuestionAnswering(Task):
         ConfigurationError: A setting is out of its range.
 
     Example:
+        >>> from hf_early_ood.tasks.loading import load_tokenizer
         >>> task = QuestionAnswering(max_length=24, doc_stride=4)
         >>> tokenizer = load_tokenizer("bundled:all-MiniLM-L6-v2")
         >>> answers = {"text": ["Paris"], "answer_start": [3]}
@@ -81,6 +74,7 @@ class QuestionAnswering(Task):
     name: ClassVar[str] = QUESTION_ANSWERING
     metric: ClassVar[str] = F1
     roles: ClassVar[Mapping[str, bool]] = {QUESTION: True, CONTEXT: True, ANSWERS: True, ID: False, GROUP: False}
+    auto_class = AutoModelForQuestionAnswering
 
     max_length: int = 384
     doc_stride: int = 128
@@ -111,23 +105,13 @@ class QuestionAnswering(Task):
             revision: Revision on the Hub.
 
         Raises:
-            UnsupportedModelError: If there is no such model, or its tokenizer is a slow one.
+            UnsupportedModelError: If there is no such model, or weights below the head are missing.
         """
-        tokenizer = load_tokenizer(model_name, revision=revision)
-        set_seed(seed)
-        model = AutoModelForQuestionAnswering.from_pretrained(
-            resolve_model(model_name), revision=revision, dtype=torch.float32
-        )
-        return model, tokenizer
+        return load_model(self.auto_class, model_name, None, seed=seed, revision=revision, num_labels=2)
 
     def empty(self, model_name: str, *, num_labels: int = 2, revision: str | None = None) -> PreTrainedModel:
         """The architecture without weights; its two outputs are start and end, whatever ``num_labels`` is."""
-        try:
-            config = AutoConfig.from_pretrained(resolve_model(model_name), revision=revision, num_labels=2)
-        except (OSError, ValueError) as error:
-            raise not_loaded("config", model_name, error) from error
-        with torch.device("meta"):
-            return AutoModelForQuestionAnswering.from_config(config)
+        return empty_model(self.auto_class, model_name, num_labels=2, revision=revision)
 
     def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         """Windows with the positions of the tokens where the answer starts and ends, not padded.
@@ -158,7 +142,7 @@ class QuestionAnswering(Task):
                 "No answer has a known place.", fix="Give answer_start, the number of characters before it."
             )
         encoded, lost = [], 0
-        for batch in _chunks(dataset.select(located), "Tokenizing"):
+        for _, batch in chunks(dataset.select(located)):
             windows = self._cut(batch, tokenizer)
             answers = map(place_of_answer, batch[ANSWERS], batch[CONTEXT])
             positions: list[tuple[int, int]] = []
@@ -177,7 +161,8 @@ class QuestionAnswering(Task):
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Pads a batch to its longest window; positions move along where padding comes first."""
-        return AnswerCollator(data_collator(tokenizer))
+        check_padding(tokenizer)
+        return AnswerCollator(DataCollatorWithPadding(tokenizer))
 
     def predict(
         self,
@@ -212,12 +197,11 @@ class QuestionAnswering(Task):
             scores.append(best[0].score - null.score)
         columns: dict[str, Sequence[Any]] = {
             ID: _ids(dataset),
-            "label": [list(right["text"]) for right in dataset[ANSWERS][:]],
+            LABEL: [list(right["text"]) for right in dataset[ANSWERS][:]],
             "prediction": answers,
             "score": scores,
         }
-        groups = tuple(map(str, dataset[GROUP][:])) if GROUP in dataset.column_names else None
-        return Predictions(self.name, columns, language=language, groups=groups)
+        return Predictions(self.name, columns, language=language, groups=groups_of(dataset))
 
     def n_best_answers(
         self,
@@ -250,21 +234,17 @@ class QuestionAnswering(Task):
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, batch_size: int
     ) -> list[tuple[list[Answer], Answer]]:
         """For each question the best answers, and that there is none."""
-        if batch_size < 1:
-            raise ConfigurationError("The batch size is too small.", got=batch_size, allowed="1 or more")
         self._check(dataset, tokenizer)
         answers = []
-        # no_grad, not inference_mode: what a model caches in its forward pass must stay usable for training.
-        with eval_mode(model), torch.no_grad():
-            for batch in _chunks(dataset, "Answering"):
-                windows = self._cut(batch, tokenizer)
-                logits = iter(_window_logits(model, tokenizer, windows.inputs, batch_size))
-                for of_question, context in zip(windows.by_question, batch[CONTEXT], strict=True):
-                    judged = [Window(*next(logits), tokens) for tokens in of_question]
-                    best = best_answers(judged, context, max_tokens=self.max_answer_length, count=self.n_best)
-                    if not best:
-                        raise DataError("The tokenizer leaves nothing of a context.", got=repr(context[:80]))
-                    answers.append((best, no_answer(judged)))
+        for _, batch in chunks(dataset):
+            windows = self._cut(batch, tokenizer)
+            logits = iter(_logits(model, tokenizer, self.collator(tokenizer), windows, batch_size))
+            for of_question, context in zip(windows.by_question, batch[CONTEXT], strict=True):
+                judged = [Window(*next(logits), tokens) for tokens in of_question]
+                best = best_answers(judged, context, max_tokens=self.max_answer_length, count=self.n_best)
+                if not best:
+                    raise DataError("The tokenizer leaves nothing of a context.", got=repr(context[:80]))
+                answers.append((best, no_answer(judged)))
         return answers
 
     def _cut(self, batch: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> Windows:
@@ -274,16 +254,7 @@ class QuestionAnswering(Task):
 
     def _check(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
         check_max_length(tokenizer, self.max_length, pair=True)
-        missing = [role for role, needed in self.roles.items() if needed and role not in dataset.column_names]
-        if missing:
-            raise DataError(
-                "A column is not there.",
-                got=", ".join(dataset.column_names),
-                allowed=", ".join(self.roles),
-                fix=f"Add {', '.join(missing)}.",
-            )
-        if len(dataset) == 0:
-            raise DataError("There are no questions.", fix="Leave the split out.")
+        check_columns(dataset, (QUESTION, CONTEXT, ANSWERS), tuple(self.roles))
         rows = zip(_ids(dataset), dataset[QUESTION][:], dataset[CONTEXT][:], dataset[ANSWERS][:], strict=True)
         for name, question, context, answers in rows:
             for role, text in ((QUESTION, question), (CONTEXT, context)):
@@ -318,31 +289,23 @@ class AnswerCollator:
         return batch
 
 
-def _chunks(dataset: Dataset, what: str) -> Iterator[dict[str, list[Any]]]:
-    """Columns of some questions after the other."""
-    # Not `Dataset.map`, whose progress bars are not quiet outside of a terminal.
-    for start in tqdm(range(0, len(dataset), _CHUNK), desc=what, disable=None, leave=False):
-        yield dataset[start : start + _CHUNK]
-
-
 def _ids(dataset: Dataset) -> list[str]:
     if ID in dataset.column_names:
         return [str(name) for name in dataset[ID][:]]
     return [str(number) for number in range(len(dataset))]
 
 
-def _window_logits(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: Mapping[str, list[list[int]]], batch_size: int
+def _logits(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    collator: Collator,
+    windows: Windows,
+    batch_size: int,
 ) -> list[tuple[FloatArray, FloatArray]]:
     """Start and end logits (T,) of each window without its padding, in float32."""
-    device, pad = next(model.parameters()).device, data_collator(tokenizer)
-    lengths = [len(ids) for ids in inputs["input_ids"]]
+    lengths = [len(ids) for ids in windows.inputs["input_ids"]]
     logits: dict[int, tuple[FloatArray, FloatArray]] = {}
-    longest_first = sorted(range(len(lengths)), key=lambda row: -lengths[row])  # little is computed for padding
-    for first in range(0, len(longest_first), batch_size):
-        rows = longest_first[first : first + batch_size]
-        batch = pad([{key: values[row] for key, values in inputs.items()} for row in rows])
-        outputs = model(**{key: tensor.to(device) for key, tensor in batch.items()})
+    for rows, outputs in run_model(model, collator, Dataset.from_dict(windows.inputs), batch_size=batch_size):
         starts, ends = (part.float().cpu().numpy() for part in span_logits(outputs))
         for row, start, end in zip(rows, starts, ends, strict=True):
             kept = slice(-lengths[row], None) if tokenizer.padding_side == "left" else slice(lengths[row])
@@ -353,21 +316,3 @@ def _window_logits(
                 )
             logits[row] = start[kept], end[kept]
     return [logits[row] for row in range(len(lengths))]
-
-
-def is_question_answering(model: nn.Module) -> bool:
-    """Whether a model, or the model inside a peft wrapper, has start and end logits.
-
-    Args:
-        model: Any model.
-
-    Returns:
-        True for the classes behind ``AutoModelForQuestionAnswering`` and their subclasses.
-
-    Example:
-        >>> is_question_answering(QuestionAnswering().empty("bundled:all-MiniLM-L6-v2"))
-        True
-    """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    known = set(MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES.values())
-    return any(kind.__name__ in known for kind in type(base).__mro__)

@@ -9,10 +9,14 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from hf_early_ood.tasks.sequence_classification import load_tokenizer
+from hf_early_ood.tasks.loading import load_tokenizer
 
 QUESTIONS = [
-    json.loads(line) for line in Path(__file__).with_name("questions.jsonl").read_text(encoding="utf-8").splitlines()
+    json.loads(line)
+    for line in Path(__file__)
+    .parent.joinpath("data", "question_answering.jsonl")
+    .read_text(encoding="utf-8")
+    .splitlines()
 ]
 _TEXTS = [row[role] for row in QUESTIONS for role in ("question", "context")]
 

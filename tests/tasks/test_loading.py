@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, PreTrainedTokenizerFast
+
+from hf_early_ood.errors import DataError, UnsupportedModelError
+from hf_early_ood.tasks import TASKS, MultipleChoice, SequenceClassification, task_of_model
+from hf_early_ood.tasks.sequence_classification import data_collator
+from tests import families
+from tests.tiny_project import make_project
+
+BUNDLED = "bundled:all-MiniLM-L6-v2"
+
+
+def test_bundled_model_with_a_seeded_head() -> None:
+    model, tokenizer = load_classifier(BUNDLED, ["negative", "neutral", "positive"], seed=3)
+    same, _ = load_classifier(BUNDLED, ["negative", "neutral", "positive"], seed=3)
+    other, _ = load_classifier(BUNDLED, ["negative", "neutral", "positive"], seed=4)
+    assert model.config.label2id == {"negative": 0, "neutral": 1, "positive": 2}
+    assert model.classifier.weight.shape == (3, 384)
+    assert torch.equal(model.classifier.weight, same.classifier.weight)
+    assert not torch.equal(model.classifier.weight, other.classifier.weight)
+    weights = [m.bert.encoder.layer[0].attention.self.query.weight for m in (model, other)]
+    assert torch.equal(*weights)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    batch = data_collator(tokenizer)([dict(tokenizer("good", return_token_type_ids=True), labels=2)])
+    assert torch.isfinite(model(**batch).loss)
+
+
+@pytest.fixture
+def decoder(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """Folder of a tiny GPT-2 in half precision, whose tokenizer has no padding token."""
+    families.build("gpt2", pad_token_id=None).to(torch.bfloat16).save_pretrained(tmp_path)
+    tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_decoder_gets_a_padding_token(decoder: Path) -> None:
+    model, tokenizer = load_classifier(str(decoder), ["a", "b", "c"])
+    assert tokenizer.pad_token == tokenizer.eos_token == "[SEP]"
+    assert model.config.pad_token_id == tokenizer.pad_token_id == 2
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model(input_ids=torch.tensor([[4, 5], [4, 2]])).logits.shape == (2, 3)
+
+
+def test_no_padding_and_no_end_token(decoder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(decoder)
+    with pytest.raises(UnsupportedModelError, match="neither a padding nor an end-of-sequence token"):
+        load_classifier(str(decoder), ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "a"], []])
+def test_labels_of_a_classifier(names: list[str]) -> None:
+    with pytest.raises(DataError, match="Labels are not usable"):
+        load_classifier(BUNDLED, names)
+
+
+def test_empty_classifier_leaves_random_numbers_alone() -> None:
+    before = torch.get_rng_state()
+    model = empty_classifier(BUNDLED, num_labels=5)
+    assert model.classifier.weight.shape == (5, 384)
+    assert all(parameter.device.type == "meta" for parameter in model.parameters())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_is_sequence_classification(family: str) -> None:
+    assert is_sequence_classification(families.build(family))
+
+
+def test_other_models_are_not_sequence_classification() -> None:
+    assert not is_sequence_classification(families.build("bert", task="token_classification"))
+    assert not is_sequence_classification(torch.nn.Linear(2, 2))
+    lora = get_peft_model(families.build("bert"), LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
+    assert is_sequence_classification(lora)
+    other = families.build("bert", task="token_classification")
+    assert not is_sequence_classification(get_peft_model(other, LoraConfig(target_modules=["query"])))
+
+
+def test_model_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"tokenizer cannot be loaded.*Got: .*nowhere.*Check the name"):
+        load_classifier(str(tmp_path / "nowhere"), ["no", "yes"])
+
+
+def test_checkpoint_without_its_encoder_is_refused(tmp_path: Path) -> None:
+    make_project(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path / "model")
+    config.num_hidden_layers += 1
+    config.save_pretrained(tmp_path / "model")
+    with pytest.raises(UnsupportedModelError, match=r"lacks weights below the head.*16 missing.*encoder\.layer\.3"):
+        load_classifier(str(tmp_path / "model"), ["no", "yes"])
+
+
+def test_advice_for_a_folder_is_not_about_its_name(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UnsupportedModelError, match="A file in the folder is missing or broken") as caught:
+        empty_classifier(str(tmp_path))
+    assert "name" not in caught.value.fix
