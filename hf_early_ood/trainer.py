@@ -30,6 +30,7 @@ from hf_early_ood.interventions.update_rules import split_by_layer_group
 from hf_early_ood.layers import LayerGroups, find_layer_groups
 from hf_early_ood.schedules import AUTO, ORDERS, parse_number
 from hf_early_ood.sharding import reshard, sharded_modules
+from hf_early_ood.tasks.answer_loss import QuestionAnsweringLoss, with_labels
 from hf_early_ood.tasks.loading import task_of_model
 from hf_early_ood.tasks.losses import is_single_label, loss_for
 
@@ -171,9 +172,9 @@ class EarlyOODTrainer(Trainer):
     * What learning rates, generations and the Fisher penalty need beyond events: the optimizer's parameter groups are
       split by layer group, update rules (learning rate, sign) hold around the optimizer's step, the loss has an extra
       term in training, and the scheduler can restart. Without such a callback nothing of it happens.
-    * For sequence classification, the loss is the sum over examples divided by the number of examples of the whole
-      update, over accumulation steps and processes: the same global batch gives the same gradient however it is
-      cut. (``Trainer`` of transformers 5.23 multiplies it by the number of pieces.)
+    * For sequence classification and question answering, the loss is the sum over examples divided by the number of
+      examples of the whole update, over accumulation steps and processes: the same global batch gives the same
+      gradient however it is cut. (``Trainer`` of transformers 5.23 does not know the number.)
     * ``evaluate`` on a dict of sets, for single-label classification: accuracy, balanced accuracy and macro-F1 of each,
       mean, worst and gap over the sets named ``ood/<name>`` in one entry of the log, and ``evaluation.json`` in the
       output folder with n and bootstrap intervals. OOD sets never select a checkpoint by themselves.
@@ -309,7 +310,7 @@ class EarlyOODTrainer(Trainer):
         """
         # Before the loss, which takes the labels out of the inputs, and in an own pass beside the wrapper's.
         extra = self._extra_loss(inputs) if model.training else None
-        outcome = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        outcome = super().compute_loss(model, self._with_labels(inputs), return_outputs, num_items_in_batch)
         if extra is None:
             return outcome
         # training_step divides by the number of pieces, unless the loss is one of the whole update by now.
@@ -320,6 +321,13 @@ class EarlyOODTrainer(Trainer):
         if is_of_update:
             extra = extra / self.current_gradient_accumulation_steps
         return (outcome[0] + extra, outcome[1]) if return_outputs else outcome + extra
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: Any) -> Any:
+        """Count what the loss is a mean over: the Trainer knows it by the name of labels only."""
+        return super()._get_num_items_in_batch([self._with_labels(batch) for batch in batch_samples], device)
+
+    def _with_labels(self, batch: Any) -> Any:
+        return with_labels(batch) if isinstance(self.compute_loss_func, QuestionAnsweringLoss) else batch
 
     def _extra_loss(self, inputs: Any) -> Any:
         model: Any = self.model

@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 from hf_early_ood import names
 from hf_early_ood.errors import ConfigurationError, DataError
 from hf_early_ood.probes.outcomes import IGNORED
+from hf_early_ood.tasks.answer_loss import QuestionAnsweringLoss
 from hf_early_ood.tasks.loading import task_of_model
 
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
@@ -28,7 +29,7 @@ def is_single_label(config: PretrainedConfig) -> bool:
     return (config.num_labels or 0) > 1 and getattr(config, "problem_type", None) in (None, SINGLE_LABEL)
 
 
-def loss_for(model: Any, *, label_smoothing: float = 0.0) -> LabelLoss | None:
+def loss_for(model: Any, *, label_smoothing: float = 0.0) -> LabelLoss | QuestionAnsweringLoss | None:
     """The loss of a model's task, for ``Trainer(compute_loss_func=...)``; None where transformers' own is left alone.
 
     Args:
@@ -56,6 +57,12 @@ def loss_for(model: Any, *, label_smoothing: float = 0.0) -> LabelLoss | None:
         return LabelLoss(problem_type, label_smoothing=label_smoothing)
     if task in (names.TOKEN_CLASSIFICATION, names.MULTIPLE_CHOICE):
         return LabelLoss(SINGLE_LABEL, label_smoothing=label_smoothing)
+    if task == names.QUESTION_ANSWERING:
+        if label_smoothing:
+            raise ConfigurationError(
+                "Label smoothing is not for question answering, whose classes are places.", fix="Set label_smoothing=0."
+            )
+        return QuestionAnsweringLoss()
     return None
 
 
