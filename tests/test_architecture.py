@@ -19,7 +19,7 @@ PACKAGE = Path(hf_early_ood.__file__).parent
 # Each floor may import from itself and from the floors above it in this list.
 FLOORS = [
     {"errors", "names"},
-    {"atomic", "checks", "folders", "schedules", "stabilization", "voting", "duplicates"},
+    {"atomic", "checks", "folders", "claiming", "schedules", "stabilization", "voting", "duplicates"},
     {"results", "dynamics", "environment", "config", "freezing", "sharding"},
     {"layer_groups", "layer_rules", "layers", "layer_check", "probes", "bundled", "checkpoints"},
     {"sources", "data", "tasks", "evaluation", "interventions"},
@@ -27,7 +27,7 @@ FLOORS = [
     {"trainer", "training", "probing", "interpolating"},
     {"experiment"},
     {"study"},
-    {"cli_schedule"},
+    {"cli_schedule", "cli_study"},
     {"cli"},
     {"__main__"},
 ]
@@ -39,6 +39,7 @@ WITHOUT_TORCH = {
     "atomic",
     "checks",
     "folders",
+    "claiming",
     "schedules",
     "stabilization",
     "voting",
