@@ -10,12 +10,13 @@ import logging
 import time
 import typing
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 from accelerate import PartialState
 
 from hf_early_ood import names
@@ -27,12 +28,22 @@ from hf_early_ood.config.study import shard_of
 from hf_early_ood.errors import BusyError, ConfigurationError
 from hf_early_ood.evaluation.metrics import METRICS
 from hf_early_ood.evaluation.statistics import Estimate, Run, compare_arms
+from hf_early_ood.evaluation.win_rate import win_rate
 from hf_early_ood.experiment import check, claim, load, read_predictions, run
 from hf_early_ood.names import OOD_MACRO_MEAN, OOD_WORST
 from hf_early_ood.report.figures import comparison_figure
 from hf_early_ood.report.layout import duration
 from hf_early_ood.report.tables import study_report
-from hf_early_ood.results import ArmRun, Comparison, RunRecord, StudyRecord, read_run, read_study, write_record
+from hf_early_ood.results import (
+    ArmRun,
+    Comparison,
+    RunRecord,
+    StudyRecord,
+    WinRateRecord,
+    read_run,
+    read_study,
+    write_record,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -239,7 +250,7 @@ def summarize(
             if before is not None and before.comparisons and before.arms == record.arms:
                 record = before
             elif comparing:
-                record = write_study(record, folder, runs[0].evaluation)
+                record = write_study(record, folder, runs[0].evaluation, config.win_rates)
             else:
                 write_record(file, record)
     return from_main_process(record)
@@ -269,17 +280,19 @@ def _collect(config: StudyConfig, runs: Sequence[RunConfig], command: str) -> St
     )
 
 
-def write_study(record: StudyRecord, folder: Path, settings: EvaluationConfig) -> StudyRecord:
-    """Compare the arms anew and write record, verdict and pictures; the record that was written."""
-    sizes = record.sizes or (None,)
-    comparisons = tuple(
-        replace(item, size=size)
-        for size, part in zip(sizes, record.by_size(), strict=True)
-        for item in compare(part, folder, settings)
-    )
-    record = replace(record, comparisons=comparisons, confidence=settings.confidence)
+def write_study(
+    record: StudyRecord, folder: Path, settings: EvaluationConfig, held_against: Mapping[str, Sequence[str]]
+) -> StudyRecord:
+    """Compare the arms anew, count wins, and write record, verdict and pictures; the record that was written."""
+    comparisons: list[Comparison] = []
+    win_rates: list[WinRateRecord] = []
+    parts = dict(zip(record.sizes or (None,), record.by_size(), strict=True))
+    for size, part in parts.items():
+        comparisons += [replace(item, size=size) for item in compare(part, folder, settings)]
+        win_rates += [replace(item, size=size) for item in count_wins(part, held_against, settings.confidence)]
+    record = replace(record, comparisons=tuple(comparisons), win_rates=tuple(win_rates), confidence=settings.confidence)
     write_text(folder / names.VERDICT_FILE, study_report(record))
-    for size, part in zip(sizes, record.by_size(), strict=True):
+    for size, part in zip(parts, record.by_size(), strict=True):
         if any(arm_run.status == "complete" for arm_runs in part.arms.values() for arm_run in arm_runs):
             picture = folder / names.COMPARISON_FIGURE
             suffix = f"_size{'all' if size is None else size}" if record.sizes else ""
@@ -314,6 +327,28 @@ def compare(study: StudyRecord, folder: Path, settings: EvaluationConfig) -> tup
                 metric,
                 settings,
             )
+    return tuple(found)
+
+
+def count_wins(
+    study: StudyRecord, held_against: Mapping[str, Sequence[str]], confidence: float
+) -> tuple[WinRateRecord, ...]:
+    """How often some arms do better than others on the mean of the OOD sets, over the seeds that all have finished."""
+    scores: dict[str, dict[int, float]] = {arm: {} for arm in study.arms}
+    for arm, arm_runs in study.arms.items():
+        for arm_run in arm_runs:
+            summary = arm_run.evaluation.ood.get(study.metric) if arm_run.evaluation else None
+            if summary is not None and summary.macro_mean.value is not None:
+                scores[arm][arm_run.seed] = summary.macro_mean.value
+    found = []
+    for arm, others in held_against.items():
+        seeds = [seed for seed in study.seeds if all(seed in scores[name] for name in (arm, *others))]
+        if not seeds:
+            continue
+        controls = np.array([[scores[other][seed] for other in others] for seed in seeds])
+        rate = win_rate(np.array([scores[arm][seed] for seed in seeds]), controls, confidence=confidence)
+        interval = (rate.value, rate.low, rate.high)
+        found.append(WinRateRecord(arm, tuple(others), study.metric, *interval, rate.covers, rate.wins, len(seeds)))
     return tuple(found)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, TypeVar
 
@@ -42,6 +42,10 @@ class StudySection:
         (),
         allowed="a list, each item a whole number >= 1 or null",
     )
+    win_rates: dict[str, Any] = option(
+        "Arms whose wins on the mean of the OOD sets are counted, each with the list of arms that it is held against.",
+        dict,
+    )
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class StudyConfig:
         arms: For each arm, the nested keys in which it differs from ``base``.
         base: The keys that all arms share.
         sizes: Numbers of training examples, None for all; empty: as the rest of the file says.
+        win_rates: Arms whose wins are counted, each with the arms that it is held against.
     """
 
     name: str
@@ -72,6 +77,7 @@ class StudyConfig:
     arms: dict[str, dict[str, Any]]
     base: dict[str, Any]
     sizes: tuple[int | None, ...] = ()
+    win_rates: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StudyConfig:
@@ -109,7 +115,8 @@ class StudyConfig:
                 problems.add(
                     "study.baseline", f"is none of the arms. {did_you_mean(baseline, section.arms)}", got=baseline
                 )
-        study = cls(head.name, head.output_dir, baseline, seeds, arms, base, sizes)
+        win_rates = _read_win_rates(section.win_rates, section.arms, problems)
+        study = cls(head.name, head.output_dir, baseline, seeds, arms, base, sizes, win_rates)
         study._check_runs(problems)
         return study
 
@@ -172,6 +179,8 @@ class StudyConfig:
         section: dict[str, Any] = {"baseline": self.baseline, "seeds": list(self.seeds), "arms": self.arms}
         if self.sizes:
             section["sizes"] = list(self.sizes)
+        if self.win_rates:
+            section["win_rates"] = {arm: list(others) for arm, others in self.win_rates.items()}
         head = {"name": self.name, "output_dir": self.output_dir}
         return copy.deepcopy({**head, **self.base, SECTION: section})
 
@@ -197,6 +206,20 @@ def _read_arms(arms: Any, problems: Problems) -> dict[str, dict[str, Any]]:
         for key in set(_OWN_KEYS) & set(changes):
             problems.add(f"{path}.{key}", f"cannot be set here: {_OWN_KEYS[key]}", got=changes[key])
         result[name] = dict(changes)
+    return result
+
+
+def _read_win_rates(win_rates: Any, arms: Any, problems: Problems) -> dict[str, tuple[str, ...]]:
+    result: dict[str, tuple[str, ...]] = {}
+    for arm, others in win_rates.items() if usable(win_rates, arms) else ():
+        path = f"study.win_rates.{arm}"
+        if not isinstance(others, list) or not others or len(set(map(str, others))) < len(others) or arm in others:
+            problems.add(path, "must be a list of other arms, each once", got=others)
+            continue
+        for name in (arm, *others):
+            if name not in arms:
+                problems.add(path, f"{name} is none of the arms. {did_you_mean(str(name), arms)}", got=name)
+        result[arm] = tuple(others)
     return result
 
 
