@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
@@ -21,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from hf_early_ood import names
-from hf_early_ood.atomic import replacing, write_text
+from hf_early_ood.atomic import write_text
 from hf_early_ood.bundled.models import BUNDLED_MODEL, WEIGHTS_SHA256
 from hf_early_ood.callbacks.making import also, make_callbacks, make_staged
 from hf_early_ood.callbacks.measuring import from_main_process
@@ -32,7 +31,8 @@ from hf_early_ood.data import Splits, load_splits
 from hf_early_ood.dynamics import read_dynamics
 from hf_early_ood.environment import capture_environment, timestamp
 from hf_early_ood.errors import ConfigurationError, EarlyOODError, ResumeError
-from hf_early_ood.evaluation.suites import SuiteEvaluation, evaluate_splits, model_predictor
+from hf_early_ood.evaluation.predictions import write_predictions
+from hf_early_ood.evaluation.suites import evaluate_splits, model_predictor
 from hf_early_ood.folders import check_writable, differing_keys, is_free, remove_unfinished
 from hf_early_ood.interpolating import interpolated_run
 from hf_early_ood.interventions.weight_interpolation import copied_weights
@@ -74,10 +74,10 @@ def run(
 ) -> RunRecord:
     """Train and evaluate one model; write the folder of the run.
 
-    The folder gets the resolved configuration, ``results.json``, ``predictions.npz`` (what every example was predicted
-    to be, for paired comparisons), the series of measurements and its figure, and the model. A run that is finished is
-    read, not made again; one that was stopped goes on from its last checkpoint. Unless ``training.save_strategy`` says
-    otherwise there is one checkpoint an epoch, removed when the run is complete.
+    The folder gets the resolved configuration, ``results.json``, ``predictions.parquet`` (what every example was
+    predicted to be, for paired comparisons), the series of measurements and its figure, and the model. A run that is
+    finished is read, not made again; one that was stopped goes on from its last checkpoint. Unless
+    ``training.save_strategy`` says otherwise there is one checkpoint an epoch, removed when the run is complete.
 
     Args:
         config: The settings of the run.
@@ -335,7 +335,7 @@ def _train_and_evaluate(config: RunConfig, material: Material, folder: Path, pro
             )
         progress.parts["evaluation"] = evaluation.to_record(selected_by)
         if PartialState().is_main_process:
-            write_predictions(folder / names.PREDICTIONS_FILE, evaluation)
+            write_predictions(folder / names.PREDICTIONS_FILE, evaluation.predictions)
             if config.evaluation.save_model:
                 material.model.save_pretrained(str(folder / names.MODEL_FOLDER))
                 material.tokenizer.save_pretrained(folder / names.MODEL_FOLDER)
@@ -427,27 +427,3 @@ def _model_record(config: RunConfig, model: nn.Module) -> ModelRecord:
         revision=config.model.revision,
         weights_sha256=WEIGHTS_SHA256 if config.model.name == BUNDLED_MODEL else None,
     )
-
-
-def write_predictions(path: Path, evaluation: SuiteEvaluation) -> None:
-    """Keep label, prediction and probabilities of every example: ``<split>/labels`` and so on."""
-    arrays: dict[str, Any] = {}
-    for name, part in evaluation.splits.items():
-        arrays[f"{name}/labels"] = part.labels.astype(np.int32)
-        arrays[f"{name}/predictions"] = part.predictions.astype(np.int32)
-        arrays[f"{name}/probabilities"] = part.probabilities
-    with replacing(path) as unfinished:
-        np.savez_compressed(unfinished, **arrays)
-
-
-def read_predictions(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Split -> (labels, predictions), from :func:`write_predictions`.
-
-    Raises:
-        ResumeError: The file is not there.
-    """
-    if not path.is_file():
-        raise ResumeError("The predictions of a finished run are gone.", got=path, fix="Delete its folder and rerun.")
-    with np.load(path) as arrays:
-        splits = [key.removesuffix("/labels") for key in arrays if key.endswith("/labels")]
-        return {split: (arrays[f"{split}/labels"], arrays[f"{split}/predictions"]) for split in splits}

@@ -18,6 +18,10 @@ PRECISION = "precision"
 RECALL = "recall"
 BRIER = "brier"
 ECE = "ece"
+BRIER_CALIBRATED = "brier_calibrated"  # at the temperature that fits ID validation
+ECE_CALIBRATED = "ece_calibrated"
+WORST_GROUP = "worst_group"  # after a metric: accuracy_worst_group
+GROUP_PERCENTILE = "group_p10"  # as above
 
 # Over the OOD sets
 OOD_MACRO_MEAN = "ood_macro_mean"
@@ -38,6 +42,12 @@ CONTEXT = "context"
 ANSWERS = "answers"
 CHOICES = "choices"
 
+# Columns of predictions, besides "id", "label" and "group"
+SPLIT = "split"
+PREDICTION = "prediction"
+PROBABILITIES = "probabilities"
+SCORE = "score"
+
 # Tasks
 SEQUENCE_CLASSIFICATION = "sequence_classification"
 TOKEN_CLASSIFICATION = "token_classification"
@@ -55,7 +65,7 @@ CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "results.json"
 EVALUATION_FILE = "evaluation.json"
 DYNAMICS_FILE = "dynamics.jsonl"
-PREDICTIONS_FILE = "predictions.npz"
+PREDICTIONS_FILE = "predictions.parquet"
 FIRST_STAGE_FILE = "first_stage.safetensors"
 SIGNAL_FIGURE = "signal.png"
 COMPARISON_FIGURE = "comparison.png"

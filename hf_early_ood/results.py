@@ -159,11 +159,13 @@ class SplitEvaluation(_Record):
     metrics: dict[str, MetricValue]
     notes: tuple[str, ...] = ()
     """What a reader must know about these numbers, e.g. that the set has a single class."""
+    language: str | None = None
+    """ISO 639-1 code, where the data says it."""
 
 
 @dataclass(frozen=True)
 class WorstSet(_Record):
-    """The OOD set with the lowest value."""
+    """The OOD set with the lowest value, of errors the highest."""
 
     set: str
     value: float | None
@@ -178,6 +180,10 @@ class OODSummary(_Record):
     macro_mean: MetricValue
     worst: WorstSet
     gap_to_id: MetricValue | None
+    relative_robustness: MetricValue | None = None
+    """Macro mean / ID test."""
+    transfer_gaps: dict[str, MetricValue] = field(default_factory=dict)
+    """OOD split -> ID test minus its value."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +195,10 @@ class EvaluationRecord(_Record):
     confidence: float = 0.95
     selected_by: str = "last update"
     """What chose the weights that were judged. Never OOD data."""
+    temperature: float | None = None
+    """That of the calibrated metrics, fitted on ID validation; None: there are none."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know about all sets."""
 
 
 @dataclass(frozen=True)
@@ -231,6 +241,8 @@ class RunRecord(_Record):
     evaluation: EvaluationRecord | None = None
     timing: dict[str, float] = field(default_factory=dict)
     """Seconds per phase: load, train, evaluate."""
+    rescored: str | None = None
+    """The command that scored the predictions anew, if that was done."""
     schema_version: int = SCHEMA_VERSION
 
 

@@ -9,6 +9,8 @@ from transformers import AutoModelForSequenceClassification
 from hf_early_ood import experiment, names, study
 from hf_early_ood.config import RunConfig, StudyConfig
 from hf_early_ood.errors import ConfigurationError, DataError, EarlyOODError, ResumeError
+from hf_early_ood.evaluation.predictions import read_predictions
+from hf_early_ood.evaluation.suites import evaluate_predictions
 from hf_early_ood.names import OOD_MACRO_MEAN, OOD_WORST
 from hf_early_ood.results import read_run, read_study
 from hf_early_ood.training import mean_loss
@@ -47,9 +49,12 @@ def test_a_run_writes_its_folder(project):
     assert stages[1].step == record.intervention.decision.step
     assert record.probes[names.FISHER_TRACE].count == record.intervention.decision.step + 1
     assert 0 < record.probes[names.FISHER_TRACE].share_of_training_time < 1
-    for split, (labels, predictions) in experiment.read_predictions(folder / names.PREDICTIONS_FILE).items():
+    predictions = read_predictions(folder / names.PREDICTIONS_FILE)
+    for split, part in predictions.items():
         accuracy = record.evaluation.splits[split].metrics[names.ACCURACY].value
-        assert accuracy == pytest.approx(np.mean(labels == predictions))
+        assert accuracy == pytest.approx(np.mean(part.columns["label"] == part.columns["prediction"]))
+    # What is stored scores, to the last bit, as it did when it was made.
+    assert evaluate_predictions(predictions, num_resamples=100).to_record() == record.evaluation
     model = AutoModelForSequenceClassification.from_pretrained(folder / names.MODEL_FOLDER)
     assert model.config.id2label == {0: "bad", 1: "good"}
 

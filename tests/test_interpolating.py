@@ -12,6 +12,7 @@ from hf_early_ood import experiment, names
 from hf_early_ood.callbacks.first_stage import read_first_stage
 from hf_early_ood.config import RunConfig
 from hf_early_ood.errors import ConfigurationError
+from hf_early_ood.evaluation.predictions import read_predictions
 from hf_early_ood.results import read_run
 from tests.tiny_project import make_project, run_settings
 
@@ -94,8 +95,8 @@ def test_id_validation_chooses(project, monkeypatch):
     assert scores.index(max(scores)) == chosen  # of equals, the nearest to the pretrained weights
     assert {name: values[chosen] for name, values in curve.scores.items()} == accuracies(record)
     assert record.evaluation.selected_by == f"last update, interpolated with alpha={curve.chosen:g}"
-    labels, predictions = experiment.read_predictions(project / "wise" / names.PREDICTIONS_FILE)["ood/a"]
-    assert np.mean(labels == predictions) == pytest.approx(curve.scores["ood/a"][chosen])
+    columns = read_predictions(project / "wise" / names.PREDICTIONS_FILE)["ood/a"].columns
+    assert np.mean(columns["label"] == columns["prediction"]) == pytest.approx(curve.scores["ood/a"][chosen])
 
 
 def test_head_of_the_first_stage(project):

@@ -1,10 +1,38 @@
-"""What a model predicted for every example of a set: all that scoring needs, without the model."""
+"""What a model predicted for every example of a set: all that scoring needs, without the model.
+
+One Parquet file holds the predictions of one model on all its sets: one row an example, the columns ``split``, those of
+the task and, where there are groups, ``group``. What is said once (task, and of each set its size, labels and language)
+is JSON in the metadata of the schema.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_early_ood.atomic import replacing
+from hf_early_ood.errors import ConfigurationError, DataError, ResumeError, did_you_mean
+from hf_early_ood.names import (
+    GROUP,
+    ID,
+    LABEL,
+    MULTIPLE_CHOICE,
+    PREDICTION,
+    PROBABILITIES,
+    QUESTION_ANSWERING,
+    SCORE,
+    SEQUENCE_CLASSIFICATION,
+    SPLIT,
+    TOKEN_CLASSIFICATION,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,14 +49,170 @@ class Predictions:
 
             question_answering: ``id`` (n,), ``label``: n lists of right answers (none: there is no answer),
             ``prediction``: n answers ("" for none), ``score`` (n,).
-        columns: Column name -> n values.
+        columns: Column name -> n values, an array or a list.
         label_names: Name of each class id or all tags; empty for question answering.
         language: ISO 639-1 code (``zh-CN`` is ``zh``), for rules that differ between languages.
         groups: Name of the group of each example, where there are groups.
     """
 
     task: str
-    columns: Mapping[str, Sequence[Any]]
+    columns: Mapping[str, Any]
     label_names: tuple[str, ...] = ()
     language: str | None = None
     groups: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.columns[LABEL])
+
+
+_VERSION = 1
+_METADATA_KEY = b"hf_early_ood.predictions"
+_CLASSES = {LABEL: pa.int32(), PREDICTION: pa.int32(), PROBABILITIES: pa.list_(pa.float32())}
+_COLUMNS: dict[str, dict[str, pa.DataType]] = {
+    SEQUENCE_CLASSIFICATION: _CLASSES,
+    MULTIPLE_CHOICE: _CLASSES,
+    TOKEN_CLASSIFICATION: {LABEL: pa.list_(pa.string()), PREDICTION: pa.list_(pa.string())},
+    QUESTION_ANSWERING: {
+        ID: pa.string(),
+        LABEL: pa.list_(pa.string()),
+        PREDICTION: pa.string(),
+        SCORE: pa.float64(),
+    },
+}
+
+
+def write_predictions(path: str | PathLike[str], predictions: Mapping[str, Predictions]) -> None:
+    """Write the predictions of one model on all its sets to one Parquet file, whole or not at all.
+
+    What `read_predictions` gives back scores exactly the same.
+
+    Args:
+        path: The file.
+        predictions: Split -> predictions, all of one task.
+
+    Raises:
+        ConfigurationError: If the task is not known.
+        DataError: If there are no sets, or one has other columns than its task or columns of unequal length.
+
+    Example:
+        >>> import tempfile
+        >>> columns = {"label": [0, 1], "prediction": [0, 0], "probabilities": np.float32([[0.9, 0.1], [0.6, 0.4]])}
+        >>> path = Path(tempfile.mkdtemp()) / "predictions.parquet"
+        >>> write_predictions(path, {"ood/a": Predictions("sequence_classification", columns, ("no", "yes"))})
+        >>> read_predictions(path)["ood/a"].columns["label"]
+        array([0, 1])
+    """
+    tasks = sorted({part.task for part in predictions.values()})
+    if len(tasks) != 1:
+        raise DataError("One file holds the predictions of one task.", got=", ".join(tasks) or "no sets")
+    if tasks[0] not in _COLUMNS:
+        raise ConfigurationError(
+            "Unknown task.", got=tasks[0], allowed=", ".join(_COLUMNS), fix=did_you_mean(tasks[0], _COLUMNS)
+        )
+    types = _COLUMNS[tasks[0]]
+    for split, part in predictions.items():
+        _check_columns(split, part, types)
+    described = {
+        split: {"n": len(part), "label_names": part.label_names, "language": part.language}
+        for split, part in predictions.items()
+    }
+    head = {"version": _VERSION, "task": tasks[0], "splits": described}
+    schema = pa.schema(
+        {SPLIT: pa.string(), **types, GROUP: pa.string()},
+        metadata={_METADATA_KEY: json.dumps(head, ensure_ascii=False).encode("utf-8")},
+    )
+    with replacing(path) as unfinished, pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
+        for split, part in predictions.items():
+            arrays = [_to_arrow(part.columns[name], type_) for name, type_ in types.items()]
+            groups = pa.array(part.groups or [None] * len(part), pa.string())
+            writer.write_table(pa.table([pa.array([split] * len(part)), *arrays, groups], schema=schema))
+
+
+def read_predictions(path: str | PathLike[str]) -> dict[str, Predictions]:
+    """Split -> predictions, from `write_predictions`, in its order.
+
+    Class ids come as int64 arrays, probabilities as float32 (n, C), texts and tags as lists.
+
+    Raises:
+        ResumeError: If the file is missing, cut off, something else, or of a newer version of this package.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ResumeError("The predictions of a finished run are gone.", got=path, fix="Delete its folder and rerun.")
+    rerun = "Delete the folder that it is in, and run again."
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ResumeError("A file of predictions cannot be read.", got=f"{path}: {error}", fix=rerun) from error
+    head = _head(table.schema.metadata or {}, path)
+    types = _COLUMNS[head["task"]]
+    sizes = {split: described["n"] for split, described in head["splits"].items()}
+    wanted = [SPLIT, *types, GROUP]
+    if table.column_names != wanted or sum(sizes.values()) != table.num_rows:
+        raise ResumeError(
+            "A file of predictions does not hold what it says.",
+            got=f"{path}: {table.num_rows} rows of {', '.join(table.column_names)}",
+            allowed=f"{sum(sizes.values())} rows of {', '.join(wanted)}",
+            fix=rerun,
+        )
+    found, start = {}, 0
+    for split, described in head["splits"].items():
+        rows = table.slice(start, sizes[split]).combine_chunks()
+        start += sizes[split]
+        groups = rows[GROUP].to_pylist()
+        found[split] = Predictions(
+            task=head["task"],
+            columns={name: _from_arrow(rows[name], type_) for name, type_ in types.items()},
+            label_names=tuple(described["label_names"]),
+            language=described["language"],
+            groups=None if None in groups or not groups else tuple(groups),
+        )
+    return found
+
+
+def _check_columns(split: str, part: Predictions, types: Mapping[str, pa.DataType]) -> None:
+    if set(part.columns) != set(types):
+        raise DataError(
+            f"The predictions for {split} have the wrong columns.",
+            got=", ".join(part.columns),
+            allowed=", ".join(types),
+        )
+    lengths = {name: len(values) for name, values in part.columns.items()}
+    if part.groups is not None:
+        lengths[GROUP] = len(part.groups)
+    if len(set(lengths.values())) != 1:
+        raise DataError(f"The predictions for {split} have columns of unequal length.", got=lengths)
+
+
+def _head(metadata: Mapping[bytes, bytes], path: Path) -> dict[str, Any]:
+    if _METADATA_KEY not in metadata:
+        raise ResumeError(
+            "A file does not hold predictions of this package.", got=path, fix="Give the folder of a finished run."
+        )
+    head: dict[str, Any] = json.loads(metadata[_METADATA_KEY])
+    if not isinstance(head["version"], int) or not 1 <= head["version"] <= _VERSION or head["task"] not in _COLUMNS:
+        raise ResumeError(
+            "A file of predictions is not one that this package can read.",
+            got=f"{path}: version {head['version']}, task {head['task']}",
+            allowed=f"version 1 to {_VERSION}, tasks {', '.join(_COLUMNS)}",
+            fix="Upgrade hf_early_ood to the version that wrote the file.",
+        )
+    return head
+
+
+def _to_arrow(values: Sequence[Any], type_: pa.DataType) -> pa.Array:
+    if type_ == _CLASSES[PROBABILITIES]:
+        rows = np.asarray(values, dtype=np.float32)
+        offsets = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
+        return pa.ListArray.from_arrays(offsets, rows.ravel())
+    return pa.array(np.asarray(values) if pa.types.is_primitive(type_) else list(values), type_)
+
+
+def _from_arrow(column: pa.ChunkedArray, type_: pa.DataType) -> Any:
+    if type_ == _CLASSES[PROBABILITIES]:
+        flat = column.combine_chunks().flatten().to_numpy()
+        return flat.reshape(len(column), -1) if len(column) else flat.reshape(0, 0)
+    if not pa.types.is_primitive(type_):
+        return column.to_pylist()
+    values = column.to_numpy()
+    return values.astype(np.int64) if pa.types.is_integer(type_) else values

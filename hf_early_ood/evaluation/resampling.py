@@ -1,10 +1,11 @@
 r"""Bootstrap resamples of metrics, over examples and over seeds.
 
 **Resampling examples.** The ordinary (not stratified) non-parametric bootstrap: n examples are drawn with replacement,
-so the shares of the classes vary as they would in another test set. A metric only needs counts, and the counts of such
-a draw are exactly multinomial: examples with the same (label, prediction of each model) are one cell, and one
-multinomial draw over the cells replaces n draws of examples. All models are read off the same draw, which makes
-differences paired. Sets are drawn independently of each other.
+so the shares of the classes vary as they would in another test set. A metric only needs sums over examples, and the
+sums of such a draw are those of multinomial counts: examples with the same scores for each model are one cell, and one
+multinomial draw over the cells replaces n draws of examples (where most examples are a cell of their own, as
+probabilities are, examples are drawn, which is faster). All models are read off the same draw, which makes differences
+paired. Sets are drawn independently of each other.
 
 **Resampling seeds.** With one run per arm, an interval covers the choice of test examples only: it says nothing about
 another seed. With two or more, seeds are resampled as well (hierarchical bootstrap: seeds with replacement, crossed
@@ -16,43 +17,41 @@ scaled by sqrt(S / (S - 1)) to undo that (Rao & Wu 1988). In a simulation where 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from scipy.sparse import csr_array
 
-from hf_early_ood.evaluation.metrics import ClassCounts, FloatArray, IntArray, metric_from_counts
+from hf_early_ood.evaluation.metrics import FloatArray, IntArray
+from hf_early_ood.evaluation.scores import Scores
 
 # Counts of one block of resamples stay below this many numbers.
 _BLOCK = 4_000_000
 
 
 def resample(
-    labels: IntArray,
-    predictions: IntArray,
-    metrics: Sequence[str],
-    num_resamples: int,
-    rng: np.random.Generator,
-) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
-    """Metrics of M models, predictions (M, n), on the data (M,) and on R resamples of it (R, M)."""
-    cells, sizes = np.unique(np.vstack([labels, predictions]), axis=1, return_counts=True)
-    one_hot = np.eye(int(cells.max()) + 1)
-    is_label = one_hot[cells[0]]  # (cells, C)
-    is_predicted = [one_hot[prediction] for prediction in cells[1:]]
+    scores: Sequence[Scores], metric: str, num_resamples: int, rng: np.random.Generator
+) -> tuple[FloatArray, FloatArray]:
+    """A metric of M models on the same n examples: on the data (M,) and on R resamples of it (R, M)."""
+    formulas = [model.formula(metric).of_sums for model in scores]
+    ids, rows = zip(*(_alike(model.used(metric)) for model in scores), strict=True)
+    cells, cell_of, sizes = np.unique(np.stack(ids), axis=1, return_inverse=True, return_counts=True)
+    # Transposed, and sparse: of many classes, an example has one.
+    weights = [csr_array(rows[model][cells[model]].T) for model in range(len(scores))]
 
-    def evaluate(counts: FloatArray) -> dict[str, FloatArray]:
-        support = counts @ is_label
-        by_model = [ClassCounts(support, counts @ p, counts @ (p * is_label)) for p in is_predicted]
-        return {
-            metric: np.stack([metric_from_counts(model, metric) for model in by_model], axis=-1) for metric in metrics
-        }
+    def evaluate(counts: FloatArray) -> FloatArray:
+        by_cell = np.ascontiguousarray(counts.T)
+        pairs = zip(formulas, weights, strict=True)
+        return np.stack([of_sums((weight @ by_cell).T) for of_sums, weight in pairs], axis=-1)
 
-    n, block = len(labels), max(1, _BLOCK // len(sizes))
-    blocks = [
-        evaluate(rng.multinomial(n, sizes / n, size=min(block, num_resamples - start)).astype(np.float64))
-        for start in range(0, num_resamples, block)
-    ]
-    draws = {metric: np.concatenate([part[metric] for part in blocks]) for metric in metrics}
-    return evaluate(sizes.astype(np.float64)), draws
+    draws = [evaluate(counts) for counts in _counts(cell_of.ravel(), sizes, num_resamples, rng)]
+    return evaluate(sizes[None].astype(np.float64))[0], np.concatenate(draws)
+
+
+def resample_indices(n: int, num_resamples: int, rng: np.random.Generator) -> Iterator[IntArray]:
+    """The examples (n,) of one resample after the other, for metrics that are no function of sums."""
+    for _ in range(num_resamples):
+        yield rng.integers(0, n, n)
 
 
 def seed_weights(num_seeds: int, num_resamples: int, seed: int) -> FloatArray:
@@ -62,3 +61,29 @@ def seed_weights(num_seeds: int, num_resamples: int, seed: int) -> FloatArray:
     rng = np.random.default_rng([seed, zlib.crc32(b"seeds")])
     plain = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=num_resamples) / num_seeds
     return 1 / num_seeds + (plain - 1 / num_seeds) * np.sqrt(num_seeds / (num_seeds - 1))
+
+
+def _counts(cell_of: IntArray, sizes: IntArray, num_resamples: int, rng: np.random.Generator) -> Iterator[FloatArray]:
+    """How often each cell is drawn: blocks (r, cells) of resamples."""
+    n, block = len(cell_of), max(1, _BLOCK // len(sizes))
+    for start in range(0, num_resamples, block):
+        size = min(block, num_resamples - start)
+        if 2 * len(sizes) <= n:
+            yield rng.multinomial(n, sizes / n, size=size).astype(np.float64)
+        else:
+            drawn = [np.bincount(cell_of[indices], minlength=len(sizes)) for indices in resample_indices(n, size, rng)]
+            yield np.stack(drawn).astype(np.float64)
+
+
+def _alike(columns: FloatArray) -> tuple[IntArray, FloatArray]:
+    """For each example the number of its row among the different ones (n,), and those in descending order (U, K).
+
+    In this order, cells of classes are sorted by label and predictions.
+    """
+    columns = np.ascontiguousarray(columns, dtype=np.float64)
+    data, width = columns.tobytes(), columns.shape[1] * columns.itemsize
+    seen: dict[bytes, int] = {}  # much faster than np.unique(axis=0), whose time grows with K
+    ids = np.array([seen.setdefault(data[at : at + width], len(seen)) for at in range(0, len(data), width)])
+    rows = np.frombuffer(b"".join(seen)).reshape(len(seen), -1)
+    order = np.lexsort(-rows.T[::-1])
+    return np.argsort(order)[ids], rows[order]

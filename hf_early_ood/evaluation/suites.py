@@ -1,4 +1,4 @@
-"""Evaluate a model on ID and OOD sets in one call."""
+"""Evaluate a model on ID and OOD sets in one call, from its predictions or from the model itself."""
 
 from __future__ import annotations
 
@@ -13,16 +13,25 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_early_ood.errors import ConfigurationError, DataError
-from hf_early_ood.evaluation.metrics import METRICS, FloatArray, IntArray, check_predictions, predicted_classes
-from hf_early_ood.evaluation.statistics import (
-    CONFIDENCE,
-    NUM_RESAMPLES,
-    Estimate,
-    Run,
-    Summary,
-    summarize_runs,
+from hf_early_ood.evaluation.groups import MIN_SIZE, GroupSummary, summarize_groups
+from hf_early_ood.evaluation.metrics import FloatArray, IntArray, check_predictions, predicted_classes
+from hf_early_ood.evaluation.plugged import Metric, resample_metric
+from hf_early_ood.evaluation.predictions import Predictions
+from hf_early_ood.evaluation.resampling import seed_weights
+from hf_early_ood.evaluation.scores import Scores
+from hf_early_ood.evaluation.scoring import CLASSIFYING, METRIC_OF_GROUPS, score_run
+from hf_early_ood.evaluation.statistics import CONFIDENCE, NUM_RESAMPLES, Run, check_settings, summarize_runs
+from hf_early_ood.evaluation.summaries import Estimate, Summary, over_sets
+from hf_early_ood.names import (
+    GROUP_PERCENTILE,
+    ID_VALIDATION,
+    LABEL,
+    LABELS,
+    PREDICTION,
+    PROBABILITIES,
+    SEQUENCE_CLASSIFICATION,
+    WORST_GROUP,
 )
-from hf_early_ood.names import LABELS
 from hf_early_ood.probes.isolation import eval_mode
 from hf_early_ood.results import EvaluationRecord, MetricValue, OODSummary, WorstSet
 from hf_early_ood.results import SplitEvaluation as SplitRecord
@@ -36,20 +45,23 @@ class SplitEvaluation:
     """What a model does on one set.
 
     Attributes:
-        n: Number of examples.
-        labels: (n,) class ids.
-        predictions: (n,) class ids.
-        probabilities: (n, C), float32.
+        predictions: What was predicted for every example.
+        scores: What every example adds to the metrics.
         metrics: Metric -> estimate with an interval over examples.
         notes: What a reader must know about these numbers, e.g. that the set has a single class.
+        groups: Worst group and 10th percentile over groups, where there are groups.
     """
 
-    n: int
-    labels: IntArray
-    predictions: IntArray
-    probabilities: FloatArray
+    predictions: Predictions
+    scores: Scores
     metrics: dict[str, Estimate]
     notes: tuple[str, ...]
+    groups: GroupSummary | None = None
+
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return len(self.scores)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,18 +70,27 @@ class SuiteEvaluation:
 
     Attributes:
         splits: Split -> evaluation.
-        summaries: Metric -> OOD mean, worst set and gap to ID.
+        summaries: Metric -> OOD mean, worst set, gap to ID and the like.
         confidence: Coverage of the intervals.
+        temperature: That of ``brier_calibrated`` and ``ece_calibrated``, fitted on id_validation; ``None`` without it.
+        notes: What a reader must know about all of it.
     """
 
     splits: dict[str, SplitEvaluation]
     summaries: dict[str, Summary]
     confidence: float
+    temperature: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def run(self) -> Run:
-        """Split -> (labels, predictions), for ``statistics.compare_arms``."""
-        return {split: (evaluation.labels, evaluation.predictions) for split, evaluation in self.splits.items()}
+        """Split -> scores, for ``statistics.compare_arms``."""
+        return {split: evaluation.scores for split, evaluation in self.splits.items()}
+
+    @property
+    def predictions(self) -> dict[str, Predictions]:
+        """Split -> predictions, for ``predictions.write_predictions``."""
+        return {split: evaluation.predictions for split, evaluation in self.splits.items()}
 
     def to_record(self, selected_by: str = "last update") -> EvaluationRecord:
         """All but the arrays, in the form of the results file.
@@ -78,20 +99,106 @@ class SuiteEvaluation:
             selected_by: What chose the weights that were judged. Never OOD data.
         """
         splits = {
-            split: SplitRecord(part.n, {name: _value(estimate) for name, estimate in part.metrics.items()}, part.notes)
+            split: SplitRecord(part.n, _metric_values(part), part.notes, part.predictions.language)
             for split, part in self.splits.items()
         }
         ood = {}
         for metric, summary in self.summaries.items():
             mean, worst, gap = summary.ood_mean, summary.ood_worst, summary.gap
+            relative = summary.relative_robustness
             if mean is not None and worst is not None and summary.worst_set is not None:
-                lowest = WorstSet(summary.worst_set, worst.value, worst.low, worst.high)
-                ood[metric] = OODSummary(_value(mean), lowest, None if gap is None else _value(gap))
-        return EvaluationRecord(splits, ood, self.confidence, selected_by)
+                ood[metric] = OODSummary(
+                    macro_mean=_value(mean),
+                    worst=WorstSet(summary.worst_set, worst.value, worst.low, worst.high),
+                    gap_to_id=None if gap is None else _value(gap),
+                    relative_robustness=None if relative is None else _value(relative),
+                    transfer_gaps={split: _value(estimate) for split, estimate in summary.transfer_gaps.items()},
+                )
+        return EvaluationRecord(splits, ood, self.confidence, selected_by, self.temperature, self.notes)
+
+
+def _metric_values(part: SplitEvaluation) -> dict[str, MetricValue]:
+    values = {name: _value(estimate) for name, estimate in part.metrics.items()}
+    if part.groups is not None:
+        values[f"{part.groups.metric}_{WORST_GROUP}"] = _value(part.groups.worst)
+        values[f"{part.groups.metric}_{GROUP_PERCENTILE}"] = _value(part.groups.percentile)
+    return values
 
 
 def _value(estimate: Estimate) -> MetricValue:
-    return MetricValue(estimate.value, estimate.low, estimate.high)
+    numbers = (estimate.value, estimate.low, estimate.high)
+    return MetricValue(*(number if np.isfinite(number) else None for number in numbers))
+
+
+def evaluate_predictions(
+    predictions: Mapping[str, Predictions],
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+    calibrate: bool = True,
+    extra_metrics: Sequence[Metric] = (),
+) -> SuiteEvaluation:
+    """Score what a model predicted on all sets: metrics with intervals, and the summary over the OOD sets.
+
+    No model is needed: what was stored scores as it did when it was made.
+
+    Args:
+        predictions: Split -> predictions; OOD sets are those named ``ood/<name>``.
+        num_resamples: Bootstrap resamples.
+        confidence: Coverage of the intervals.
+        seed: Seed of the resampling.
+        calibrate: Whether to fit a temperature on id_validation, for ``brier_calibrated`` and ``ece_calibrated``.
+        extra_metrics: Metrics of others, e.g. ``evaluate.load("...")``; slower: see ``plugged``.
+
+    Returns:
+        The evaluation, with everything that a comparison with another model needs.
+
+    Raises:
+        DataError: If there are no sets, a set is empty, or its columns do not fit each other.
+        ConfigurationError: If a setting is not usable, the task is not known, or two metrics have one name.
+
+    Example:
+        >>> columns = {"label": [0, 1] * 10, "prediction": [0] * 20, "probabilities": np.full((20, 2), 0.5)}
+        >>> part = Predictions("sequence_classification", columns, ("no", "yes"))
+        >>> result = evaluate_predictions({"id_validation": part, "id_test": part, "ood/a": part})
+        >>> result.summaries["accuracy"].ood_mean.value, result.temperature
+        (0.5, 1.0)
+    """
+    check_settings(num_resamples, confidence)
+    if not predictions:
+        raise DataError("There are no sets to evaluate on.", allowed="one or more splits")
+    run = score_run(predictions, calibrate=calibrate)
+    settings = {"num_resamples": num_resamples, "confidence": confidence, "seed": seed}
+    summaries = {
+        metric: summarize_runs([run.scores], metric=metric, **settings)  # type: ignore[arg-type]
+        for metric in next(iter(run.scores.values())).formulas
+    }
+    for metric in extra_metrics:
+        if metric.name in summaries:
+            raise ConfigurationError(
+                "Two metrics have one name.", got=metric.name, fix="Give the extra metric another name."
+            )
+        resampled = resample_metric(metric, predictions, num_resamples, seed)
+        samples = over_sets(resampled, slice(None), seed_weights(1, num_resamples, seed))
+        summaries[metric.name] = samples.summary(confidence)
+    splits = {}
+    for split, part in predictions.items():
+        groups, notes = None, []
+        if part.groups is not None:
+            names = np.unique(part.groups).tolist()
+            groups = summarize_groups(run.scores[split], METRIC_OF_GROUPS[part.task], names, **settings)  # type: ignore[arg-type]
+            notes = _notes_on_groups(groups)
+        if split == ID_VALIDATION and run.temperature is not None:
+            notes.append("The temperature was fitted on this set: it looks better calibrated than others.")
+        splits[split] = SplitEvaluation(
+            predictions=part,
+            scores=run.scores[split],
+            metrics={metric: summary.splits[split] for metric, summary in summaries.items()},
+            notes=(*_notes(part), *notes),
+            groups=groups,
+        )
+    return SuiteEvaluation(splits, summaries, confidence, run.temperature, run.notes)
 
 
 def evaluate_splits(
@@ -134,30 +241,20 @@ def evaluate_splits(
     targets = {split: _targets(split, dataset, labels) for split, dataset in splits.items()}
     logits = {split: np.asarray(predict(dataset)) for split, dataset in splits.items()}
 
-    run = {}
+    predictions = {}
     for split, target in targets.items():
-        run[split] = check_predictions(target, predicted_classes(logits[split]))
+        _, predicted = check_predictions(target, predicted_classes(logits[split]))
         num_classes = logits[split].shape[1]
         if target.max() >= num_classes:
             raise DataError(
                 f"{split} has a label that the model has no output for.", got=target.max(), allowed=f"< {num_classes}"
             )
-    summaries = {
-        metric: summarize_runs([run], metric=metric, num_resamples=num_resamples, confidence=confidence, seed=seed)
-        for metric in METRICS
-    }
-    evaluations = {
-        split: SplitEvaluation(
-            n=len(target),
-            labels=target,
-            predictions=predictions,
-            probabilities=_softmax(logits[split]),
-            metrics={metric: summaries[metric].splits[split] for metric in METRICS},
-            notes=_notes(target, predictions, logits[split].shape[1], label_names),
+        predictions[split] = Predictions(
+            SEQUENCE_CLASSIFICATION,
+            {LABEL: target, PREDICTION: predicted, PROBABILITIES: _softmax(logits[split])},
+            tuple(label_names or ()),
         )
-        for split, (target, predictions) in run.items()
-    }
-    return SuiteEvaluation(evaluations, summaries, confidence)
+    return evaluate_predictions(predictions, num_resamples=num_resamples, confidence=confidence, seed=seed)
 
 
 def model_predictor(
@@ -228,11 +325,14 @@ def _softmax(logits: FloatArray) -> FloatArray:
     return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def _notes(
-    labels: IntArray, predictions: IntArray, num_classes: int, label_names: Sequence[str] | None
-) -> tuple[str, ...]:
+def _notes(predictions: Predictions) -> list[str]:
+    if predictions.task not in CLASSIFYING:
+        return []
+    labels, predicted = (np.asarray(predictions.columns[column]) for column in (LABEL, PREDICTION))
+    num_classes = np.shape(predictions.columns[PROBABILITIES])[1]
+
     def names(ids: IntArray) -> str:
-        return ", ".join(str(i) if label_names is None else label_names[i] for i in ids)
+        return ", ".join(predictions.label_names[i] if predictions.label_names else str(i) for i in ids)
 
     notes = []
     present = np.unique(labels)
@@ -241,9 +341,20 @@ def _notes(
         notes.append(f"No example has the label {names(absent)}: means over classes leave it out.")
     if len(present) == 1:
         notes.append(f"Every example has the label {names(present)}: balanced accuracy is the recall of that class.")
-    predicted = np.unique(predictions)
-    if len(predicted) == 1:
-        notes.append(f"Every example is predicted to be {names(predicted)}.")
-    if (labels == predictions).all():
+    if len(np.unique(predicted)) == 1:
+        notes.append(f"Every example is predicted to be {names(np.unique(predicted))}.")
+    if (labels == predicted).all():
         notes.append("Every prediction is right: the interval has no width, which is not certainty.")
-    return tuple(notes)
+    return notes
+
+
+def _notes_on_groups(groups: GroupSummary | None) -> list[str]:
+    if groups is None:
+        return [f"No group has {MIN_SIZE} examples or more: there is no worst group."]
+    notes = [f"Worst group of {len(groups.groups)}: {groups.worst_group}, n = {groups.groups[groups.worst_group].n}."]
+    if groups.left_out:
+        notes.append(
+            f"{len(groups.left_out)} groups with {sum(groups.left_out.values())} examples are smaller than "
+            f"{MIN_SIZE} each and count in no group metric."
+        )
+    return notes

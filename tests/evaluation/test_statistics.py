@@ -2,20 +2,39 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from hf_early_ood.errors import ConfigurationError, DataError
+from hf_early_ood.evaluation.classification import classification_scores
 from hf_early_ood.evaluation.metrics import METRICS, IntArray, classification_metrics
 from hf_early_ood.evaluation.statistics import (
+    ArmComparison,
     Run,
+    Summary,
     bootstrap_metrics,
     compare_arms,
     paired_difference,
     summarize_runs,
 )
+
+Ids = Mapping[str, tuple[IntArray, IntArray]]
+"""Split -> (labels, predictions)."""
+
+
+def _scored(runs: Sequence[Ids]) -> list[Run]:
+    return [{split: classification_scores(*ids, num_classes=3) for split, ids in run.items()} for run in runs]
+
+
+def summarize(runs: Sequence[Ids], **settings: Any) -> Summary:
+    return summarize_runs(_scored(runs), **settings)
+
+
+def compare(baseline: Sequence[Ids], arm: Sequence[Ids], **settings: Any) -> ArmComparison:
+    return compare_arms(_scored(baseline), _scored(arm), **settings)
 
 
 def _predictions(rng: np.random.Generator, labels: IntArray, accuracy: float) -> IntArray:
@@ -23,7 +42,7 @@ def _predictions(rng: np.random.Generator, labels: IntArray, accuracy: float) ->
     return np.where(rng.random(len(labels)) < accuracy, labels, (labels + 1) % classes)
 
 
-def _run(rng: np.random.Generator, labels: dict[str, IntArray], **accuracy: float) -> Run:
+def _run(rng: np.random.Generator, labels: dict[str, IntArray], **accuracy: float) -> Ids:
     return {split: (ids, _predictions(rng, ids, accuracy[split.rpartition("/")[2]])) for split, ids in labels.items()}
 
 
@@ -169,7 +188,7 @@ def test_paired_coverage_when_nothing_differs(rng: np.random.Generator) -> None:
 
 def test_summary_of_one_run(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
     run = _run(rng, labels, id_test=0.9, a=0.8, b=0.6)
-    summary = summarize_runs([run], metric="accuracy")
+    summary = summarize([run], metric="accuracy")
     values = {split: classification_metrics(*run[split])["accuracy"] for split in run}
     assert {split: estimate.value for split, estimate in summary.splits.items()} == pytest.approx(values)
     assert summary.ood_mean is not None
@@ -189,26 +208,26 @@ def test_a_set_is_resampled_the_same_whatever_other_sets_there_are(
     rng: np.random.Generator, labels: dict[str, IntArray]
 ) -> None:
     run = _run(rng, labels, id_test=0.9, a=0.8, b=0.6)
-    alone = summarize_runs([{"ood/b": run["ood/b"]}])
-    assert alone.splits["ood/b"] == summarize_runs([run]).splits["ood/b"]
+    alone = summarize([{"ood/b": run["ood/b"]}])
+    assert alone.splits["ood/b"] == summarize([run]).splits["ood/b"]
     assert alone.gap is None
 
 
 def test_without_ood_sets_there_is_no_summary_of_them() -> None:
     ids = np.array([0, 1, 1])
-    summary = summarize_runs([{"id_test": (ids, ids), "id_validation": (ids, ids)}])
+    summary = summarize([{"id_test": (ids, ids), "id_validation": (ids, ids)}])
     assert (summary.ood_mean, summary.ood_worst, summary.worst_set, summary.gap) == (None, None, None, None)
 
 
 def test_ties_for_the_worst_set_go_by_name() -> None:
     ids = np.array([0, 1])
-    assert summarize_runs([{"ood/z": (ids, ids), "ood/b": (ids, ids)}]).worst_set == "ood/b"
+    assert summarize([{"ood/z": (ids, ids), "ood/b": (ids, ids)}]).worst_set == "ood/b"
 
 
 def test_difference_is_arm_minus_baseline(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
     baseline = [_run(rng, labels, id_test=0.9, a=0.7, b=0.6) for _ in range(3)]
     arm = [_run(rng, labels, id_test=0.9, a=0.8, b=0.9) for _ in range(3)]
-    comparison = compare_arms(baseline, arm, metric="accuracy")
+    comparison = compare(baseline, arm, metric="accuracy")
     for name in ("ood_mean", "ood_worst", "gap"):
         parts = [getattr(part, name).value for part in (comparison.baseline, comparison.arm, comparison.difference)]
         assert parts[2] == pytest.approx(parts[1] - parts[0]), name
@@ -225,8 +244,8 @@ def test_difference_is_arm_minus_baseline(rng: np.random.Generator, labels: dict
 
 def test_arms_are_summarized_as_they_are_alone(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
     runs = [_run(rng, labels, id_test=0.9, a=0.7, b=0.6) for _ in range(2)]
-    comparison = compare_arms(runs, runs)
-    alone = summarize_runs(runs)
+    comparison = compare(runs, runs)
+    alone = summarize(runs)
     assert comparison.baseline.ood_mean is not None
     assert alone.ood_mean is not None
     assert comparison.baseline.ood_mean.value == pytest.approx(alone.ood_mean.value)
@@ -235,7 +254,7 @@ def test_arms_are_summarized_as_they_are_alone(rng: np.random.Generator, labels:
 
 def test_one_seed_covers_examples_only(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
     run = _run(rng, labels, id_test=0.9, a=0.7, b=0.6)
-    assert compare_arms([run], [run]).covers == "examples"
+    assert compare([run], [run]).covers == "examples"
 
 
 def test_seeds_that_disagree_widen_the_interval() -> None:
@@ -243,7 +262,7 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
     wrong = [np.where(np.arange(1000) < count, 1 - labels, labels) for count in (100, 200, 300, 400)]
     agree = [{"id_test": (labels, wrong[1])} for _ in range(4)]
     differ = [{"id_test": (labels, predictions)} for predictions in wrong]
-    narrow, wide = (summarize_runs(runs, metric="accuracy").splits["id_test"] for runs in (agree, differ))
+    narrow, wide = (summarize(runs, metric="accuracy").splits["id_test"] for runs in (agree, differ))
     assert narrow.high - narrow.low == pytest.approx(2 * 1.96 * np.sqrt(0.2 * 0.8 / 1000), rel=0.1)
     # Standard error of the mean of four seeds, with the unbiased standard deviation.
     spread = np.std([0.9, 0.8, 0.7, 0.6], ddof=1) / 2
@@ -253,7 +272,7 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
 def test_intervals_stay_in_the_range_of_the_metric() -> None:
     labels = np.array([0, 1] * 50)
     runs = [{"id_test": (labels, np.where(np.arange(100) < wrong, 1 - labels, labels))} for wrong in (0, 0, 40)]
-    estimate = summarize_runs(runs, metric="accuracy").splits["id_test"]
+    estimate = summarize(runs, metric="accuracy").splits["id_test"]
     assert estimate.value == pytest.approx(1 - 0.4 / 3)
     assert estimate.high == 1.0
 
@@ -261,15 +280,15 @@ def test_intervals_stay_in_the_range_of_the_metric() -> None:
 def test_paired_seeds_cancel_what_a_seed_does_to_both_arms(rng: np.random.Generator) -> None:
     labels = np.array([0, 1] * 500)
 
-    def arm(extra: int) -> list[Run]:
+    def arm(extra: int) -> list[Ids]:
         return [
             {"id_test": (labels, np.where(np.arange(1000) < count + extra, 1 - labels, labels))}
             for count in (100, 200, 300, 400, 500)
         ]
 
     better, worse = arm(0), arm(30)
-    paired = compare_arms(worse, better, metric="accuracy").difference.splits["id_test"]
-    unpaired = compare_arms(worse, better, metric="accuracy", paired_seeds=False).difference.splits["id_test"]
+    paired = compare(worse, better, metric="accuracy").difference.splits["id_test"]
+    unpaired = compare(worse, better, metric="accuracy", paired_seeds=False).difference.splits["id_test"]
     assert paired.value == unpaired.value == pytest.approx(0.03)
     assert paired.low > 0 > unpaired.low
 
@@ -281,11 +300,11 @@ def test_coverage_over_seeds(rng: np.random.Generator) -> None:
         labels = rng.integers(0, 2, 300)
         difficulty = rng.normal(size=300)
 
-        def arm(shift: float, labels: IntArray = labels, difficulty: Any = difficulty) -> list[Run]:
+        def arm(shift: float, labels: IntArray = labels, difficulty: Any = difficulty) -> list[Ids]:
             skills = difficulty + shift + 0.15 * rng.normal(size=(5, 1)) + 0.3 * rng.normal(size=(5, 300))
             return [{"id_test": (labels, np.where(skill > -1, labels, 1 - labels))} for skill in skills]
 
-        comparison = compare_arms(arm(0), arm(0), metric="accuracy", num_resamples=400, seed=trial)
+        comparison = compare(arm(0), arm(0), metric="accuracy", num_resamples=400, seed=trial)
         difference = comparison.difference.splits["id_test"]
         hits += difference.low <= 0 <= difference.high
     assert 0.87 <= hits / trials <= 0.99
@@ -294,34 +313,34 @@ def test_coverage_over_seeds(rng: np.random.Generator) -> None:
 def test_unequal_numbers_of_seeds(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
     runs = [_run(rng, labels, id_test=0.9, a=0.7, b=0.6) for _ in range(3)]
     with pytest.raises(DataError, match=r"Paired arms need the same number of runs.*2 and 3.*paired_seeds=False"):
-        compare_arms(runs[:2], runs)
-    comparison = compare_arms(runs[:2], runs, paired_seeds=False)
+        compare(runs[:2], runs)
+    comparison = compare(runs[:2], runs, paired_seeds=False)
     assert comparison.num_seeds == (2, 3)
-    assert compare_arms(runs[:1], runs, paired_seeds=False).covers == "examples"
+    assert compare(runs[:1], runs, paired_seeds=False).covers == "examples"
 
 
 def test_runs_on_other_examples_are_refused(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
     run = _run(rng, labels, id_test=0.9, a=0.7, b=0.6)
     other = {**run, "ood/a": (1 - run["ood/a"][0], run["ood/a"][1])}
     with pytest.raises(DataError, match=r"Run 1 was not evaluated on the same examples of ood/a"):
-        compare_arms([run], [other])
+        compare([run], [other])
     shorter = {**run, "ood/a": (run["ood/a"][0][:-1], run["ood/a"][1][:-1])}
     with pytest.raises(DataError, match="not evaluated on the same examples of ood/a"):
-        compare_arms([run], [shorter])
+        compare([run], [shorter])
     with pytest.raises(DataError, match=r"Run 1 was not evaluated on the same sets.*Got: id_test"):
-        compare_arms([run], [{"id_test": run["id_test"]}])
+        compare([run], [{"id_test": run["id_test"]}])
 
 
 def test_nothing_to_compare() -> None:
     ids = np.array([0, 1])
     with pytest.raises(DataError, match="no runs to summarize"):
-        summarize_runs([])
+        summarize([])
     with pytest.raises(DataError, match="A run has no splits"):
-        summarize_runs([{}])
+        summarize([{}])
     with pytest.raises(DataError, match="An arm has no runs"):
-        compare_arms([], [])
+        compare([], [])
     with pytest.raises(DataError, match="There are no examples"):
-        summarize_runs([{"id_test": (ids[:0], ids[:0])}])
+        summarize([{"id_test": (ids[:0], ids[:0])}])
 
 
 @pytest.mark.parametrize(
@@ -337,7 +356,7 @@ def test_settings(settings: dict[str, Any], message: str) -> None:
     ids = np.array([0, 1])
     for call in (
         lambda: paired_difference(ids, ids, ids, **settings),
-        lambda: summarize_runs([{"x": (ids, ids)}], **settings),
+        lambda: summarize([{"x": (ids, ids)}], **settings),
     ):
         with pytest.raises(ConfigurationError, match=message):
             call()

@@ -103,12 +103,13 @@ def test_suite(tiny_bert: torch.nn.Module, splits: dict[str, Dataset]) -> None:
     for split, evaluation in suite.splits.items():
         logits = predict(splits[split])
         assert evaluation.n == len(splits[split])
-        np.testing.assert_array_equal(evaluation.labels, splits[split]["labels"][:])
-        np.testing.assert_array_equal(evaluation.predictions, logits.argmax(axis=1))
+        columns = evaluation.predictions.columns
+        np.testing.assert_array_equal(columns["label"], splits[split]["labels"][:])
+        np.testing.assert_array_equal(columns["prediction"], logits.argmax(axis=1))
         expected = torch.from_numpy(logits).softmax(dim=1).numpy()
-        np.testing.assert_allclose(evaluation.probabilities, expected, atol=1e-6)
-        metrics = classification_metrics(evaluation.labels, evaluation.predictions)
-        assert {metric: estimate.value for metric, estimate in evaluation.metrics.items()} == pytest.approx(metrics)
+        np.testing.assert_allclose(columns["probabilities"], expected, atol=1e-6)
+        for metric, value in classification_metrics(columns["label"], columns["prediction"]).items():
+            assert evaluation.metrics[metric].value == pytest.approx(value)
     summary = suite.summaries["accuracy"]
     assert summary.ood_mean is not None
     assert summary.ood_mean.value == pytest.approx(

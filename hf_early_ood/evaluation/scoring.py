@@ -1,0 +1,127 @@
+"""From the predictions of a model to its scores, by task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from hf_early_ood.errors import ConfigurationError
+from hf_early_ood.evaluation.calibration import at_temperature, fit_temperature
+from hf_early_ood.evaluation.classification import classification_scores
+from hf_early_ood.evaluation.predictions import Predictions
+from hf_early_ood.evaluation.scores import Scores
+from hf_early_ood.names import (
+    ACCURACY,
+    F1,
+    ID,
+    ID_VALIDATION,
+    LABEL,
+    MULTIPLE_CHOICE,
+    PREDICTION,
+    PROBABILITIES,
+    QUESTION_ANSWERING,
+    SEQUENCE_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+)
+
+CLASSIFYING = (SEQUENCE_CLASSIFICATION, MULTIPLE_CHOICE)
+METRIC_OF_GROUPS = {
+    SEQUENCE_CLASSIFICATION: ACCURACY,
+    MULTIPLE_CHOICE: ACCURACY,
+    TOKEN_CLASSIFICATION: F1,
+    QUESTION_ANSWERING: F1,
+}
+"""Task -> metric that means the same in a group as in the whole set, whatever classes the group has."""
+
+
+class ScoredRun(NamedTuple):
+    """The scores of one model on all sets, the temperature that was fitted for them, and what to know about it."""
+
+    scores: dict[str, Scores]
+    temperature: float | None
+    notes: tuple[str, ...]
+
+
+def score(predictions: Predictions, *, temperature: float | None = None) -> Scores:
+    """What every example adds to the metrics of the task.
+
+    Args:
+        predictions: Of one model on one set.
+        temperature: From ``calibration.fit_temperature``; adds ``brier_calibrated`` and ``ece_calibrated``.
+
+    Returns:
+        The scores; ``groups`` are positions in the sorted names of the groups.
+
+    Raises:
+        ConfigurationError: If the task is not known, or a temperature is given for one without probabilities.
+        DataError: If there are no examples, or the columns do not fit each other.
+
+    Example:
+        >>> columns = {"label": [0, 1], "prediction": [0, 0], "probabilities": np.float32([[0.9, 0.1], [0.6, 0.4]])}
+        >>> score(Predictions("sequence_classification", columns, ("no", "yes"))).value("balanced_accuracy")
+        0.5
+    """
+    columns = predictions.columns
+    groups = None if predictions.groups is None else np.unique(predictions.groups, return_inverse=True)[1]
+    if predictions.task in CLASSIFYING:
+        # As it is stored, so that scores of what was read are the scores of what was written.
+        probabilities = np.asarray(columns[PROBABILITIES], dtype=np.float32)
+        return classification_scores(
+            np.asarray(columns[LABEL]),
+            np.asarray(columns[PREDICTION]),
+            probabilities,
+            calibrated=None if temperature is None else at_temperature(probabilities, temperature),
+            groups=groups,
+        )
+    if temperature is not None:
+        raise ConfigurationError(
+            "A temperature needs probabilities of classes.", got=predictions.task, allowed=", ".join(CLASSIFYING)
+        )
+    if predictions.task == TOKEN_CLASSIFICATION:
+        from hf_early_ood.evaluation.entities import entity_scores
+
+        return entity_scores(columns[LABEL], columns[PREDICTION], groups=groups)
+    if predictions.task == QUESTION_ANSWERING:
+        from hf_early_ood.evaluation.answers import answer_scores
+
+        return answer_scores(
+            columns[ID], columns[LABEL], columns[PREDICTION], language=predictions.language, groups=groups
+        )
+    raise ConfigurationError(
+        "Unknown task.",
+        got=predictions.task,
+        allowed=", ".join((*CLASSIFYING, TOKEN_CLASSIFICATION, QUESTION_ANSWERING)),
+    )
+
+
+def score_run(predictions: Mapping[str, Predictions], *, calibrate: bool = True) -> ScoredRun:
+    """Scores of one model on all sets, with probabilities calibrated on id_validation and on nothing else.
+
+    Args:
+        predictions: Split -> predictions.
+        calibrate: Whether to add ``brier_calibrated`` and ``ece_calibrated`` where the task has probabilities.
+
+    Returns:
+        The scores; a note says if there is no id_validation to calibrate on.
+
+    Raises:
+        DataError: If a set is empty, or its columns do not fit each other.
+        ConfigurationError: If the task is not known.
+
+    Example:
+        >>> columns = {"label": [0, 1], "prediction": [0, 0], "probabilities": np.float32([[0.9, 0.1], [0.6, 0.4]])}
+        >>> part = Predictions("sequence_classification", columns, ("no", "yes"))
+        >>> score_run({"id_test": part}).notes
+        ('There is no id_validation: probabilities are not calibrated.',)
+    """
+    temperature, notes = None, []
+    if calibrate and all(part.task in CLASSIFYING for part in predictions.values()):
+        if ID_VALIDATION in predictions:
+            columns = predictions[ID_VALIDATION].columns
+            temperature = fit_temperature(np.asarray(columns[LABEL]), np.asarray(columns[PROBABILITIES], np.float32))
+        else:
+            notes.append(f"There is no {ID_VALIDATION}: probabilities are not calibrated.")
+    scores = {split: score(part, temperature=temperature) for split, part in predictions.items()}
+    return ScoredRun(scores, temperature, tuple(notes))
