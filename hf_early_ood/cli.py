@@ -13,7 +13,7 @@ from typing import Any
 
 from hf_early_ood import __version__, names
 from hf_early_ood.cli_schedule import add_presets, add_schedule
-from hf_early_ood.cli_study import OVERRIDES, add_study, is_main_process
+from hf_early_ood.cli_study import OVERRIDES, add_scoring, add_study, is_main_process
 from hf_early_ood.errors import ConfigurationError, EarlyOODError
 
 USER_ERROR = 2
@@ -85,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     keys.set_defaults(command=_keys, takes_overrides=False)
 
     add_study(commands)
+    add_scoring(commands)
     add_presets(commands)
     add_schedule(commands)
     _add_probe(commands)

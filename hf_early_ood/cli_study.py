@@ -1,9 +1,15 @@
-"""The command ``study``."""
+"""The commands ``study``, ``rescore`` and ``compare``."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_early_ood.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from hf_early_ood.rescoring import Scoring
 
 OVERRIDES = (
     "Any key of the file can be given on the command line and wins over it, for example --training.learning_rate 2e-5."
@@ -33,6 +39,39 @@ def add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     study.add_argument("--dry-run", action="store_true", help="check everything and say what would be done")
     study.set_defaults(command=_study, takes_overrides=True)
+
+
+def add_scoring(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands ``rescore`` and ``compare``."""
+    rescore = commands.add_parser(
+        "rescore",
+        help="score anew what a run or a study has predicted, without its models",
+        description="Score anew what a run, or every run of a study, has predicted, and compare the arms anew. Needs"
+        " neither the models nor the data. Results files are replaced; the ones before are kept as *.bak.",
+    )
+    rescore.add_argument("folder", type=Path, metavar="FOLDER", help="of a run or of a study")
+    rescore.add_argument("--dry-run", action="store_true", help="say what would be scored")
+    rescore.set_defaults(command=_rescore)
+
+    compare = commands.add_parser(
+        "compare",
+        help="compare runs or evaluated models on the same examples",
+        description="Compare runs, or models that 'hf-early-ood evaluate' has judged, on the same examples: each with"
+        " the first. Arms with several seeds are compared by a study.",
+    )
+    compare.add_argument("folders", nargs="+", metavar="FOLDER", help="two or more; the first is the baseline")
+    compare.add_argument("--output", type=Path, metavar="FOLDER", help="write the comparison as a study does")
+    compare.set_defaults(command=_compare)
+
+    for command in (rescore, compare):
+        command.add_argument("--bootstrap-samples", type=int, metavar="N", help="resamples behind an interval")
+        command.add_argument("--confidence", type=float, help="confidence of the intervals, such as 0.9")
+        command.add_argument("--seed", type=int, help="draws the resamples")
+        command.add_argument("--metric", help="the metric that the verdict of a study is about")
+        command.set_defaults(takes_overrides=False)
+    rescore.add_argument(
+        "--extra-metrics", nargs="+", default=[], metavar="NAME", help="further metrics, from evaluate.load(NAME)"
+    )
 
 
 def _study(options: argparse.Namespace) -> int:
@@ -65,6 +104,57 @@ def _study(options: argparse.Namespace) -> int:
             f"Everything is in {config.output_dir}: verdict.txt, study.json, comparison.png, and a folder for each run."
         )
     return 1 if any(run.status == "failed" for runs in record.arms.values() for run in runs) else 0
+
+
+def _rescore(options: argparse.Namespace) -> int:
+    from hf_early_ood.report.tables import run_table, study_report
+    from hf_early_ood.rescoring import rescore, runs_in
+    from hf_early_ood.results import RunRecord
+
+    if options.dry_run:
+        for folder in runs_in(options.folder):
+            print(f"{folder} would be scored anew")
+        return 0
+    record = rescore(options.folder, _scoring(options), command=options.command_line)
+    print(run_table(record) if isinstance(record, RunRecord) else study_report(record))
+    print(f"Everything is in {options.folder}; the files that were there before are kept as *.bak.")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from hf_early_ood.report.tables import study_report
+    from hf_early_ood.rescoring import compare_runs
+
+    record = compare_runs(options.folders, _scoring(options), output=options.output, command=options.command_line)
+    print(study_report(record))
+    return 0
+
+
+def _scoring(options: argparse.Namespace) -> Scoring:
+    from hf_early_ood.rescoring import Scoring
+
+    return Scoring(
+        bootstrap_samples=options.bootstrap_samples,
+        confidence=options.confidence,
+        seed=options.seed,
+        metric=options.metric,
+        metrics=[_load_metric(name) for name in getattr(options, "extra_metrics", [])],
+    )
+
+
+def _load_metric(name: str) -> Any:
+    try:
+        import evaluate
+    except ImportError as error:
+        raise ConfigurationError(
+            "Further metrics come from the package evaluate, which is not installed.",
+            got=name,
+            fix="pip install evaluate",
+        ) from error
+    try:
+        return evaluate.load(name)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigurationError("The metric cannot be loaded.", got=f"{name}: {error}") from error
 
 
 def is_main_process() -> bool:

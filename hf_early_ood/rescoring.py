@@ -199,7 +199,7 @@ def compare_runs(
         titles = [str(folder) for folder in folders]
     if len(set(titles)) < 2 or len(scored) < len(folders):
         raise ConfigurationError("There is nothing to compare.", got=", ".join(titles), allowed="two runs or more")
-    arms = {
+    arms: dict[str, tuple[ArmRun, ...]] = {
         title: (replace(ArmRun.from_run(record, str(path)), seed=0),)
         for title, (path, record) in zip(titles, scored.items(), strict=True)
     }
