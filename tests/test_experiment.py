@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification
 from hf_early_ood import experiment, names, study
 from hf_early_ood.config import RunConfig, StudyConfig
 from hf_early_ood.errors import ConfigurationError, DataError, EarlyOODError, ResumeError
+from hf_early_ood.evaluation.metrics import METRICS
 from hf_early_ood.evaluation.predictions import read_predictions
 from hf_early_ood.evaluation.suites import evaluate_predictions
 from hf_early_ood.names import OOD_MACRO_MEAN, OOD_WORST
@@ -185,7 +186,8 @@ def test_a_study_compares_its_arms_and_makes_only_what_is_missing(project, monke
     assert {arm: len(runs) for arm, runs in record.arms.items()} == {"standard": 2, "gradual": 2}
     compared = {(c.split, c.metric) for c in record.comparisons}
     splits = {"id_validation", "id_test", "ood/a", "ood/b", OOD_MACRO_MEAN, OOD_WORST}
-    assert compared == {(s, m) for s in splits for m in (names.ACCURACY, names.BALANCED_ACCURACY, names.MACRO_F1)}
+    of_probabilities = (names.BRIER, names.ECE, names.BRIER_CALIBRATED, names.ECE_CALIBRATED)
+    assert compared == {(s, m) for s in splits for m in (*METRICS, *of_probabilities)}
     for comparison in record.comparisons:
         assert comparison.covers == "examples and seeds"
         assert comparison.low <= comparison.difference <= comparison.high

@@ -121,7 +121,12 @@ def write_predictions(path: str | PathLike[str], predictions: Mapping[str, Predi
         {SPLIT: pa.string(), **types, GROUP: pa.string()},
         metadata={_METADATA_KEY: json.dumps(head, ensure_ascii=False).encode("utf-8")},
     )
-    with replacing(path) as unfinished, pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
+    # Probabilities hardly repeat: a dictionary of them takes more room than they do.
+    dictionary = [SPLIT, LABEL, PREDICTION, GROUP] if PROBABILITIES in types else True
+    with (
+        replacing(path) as unfinished,
+        pq.ParquetWriter(unfinished, schema, compression="zstd", use_dictionary=dictionary) as writer,
+    ):
         for split, part in predictions.items():
             arrays = [_to_arrow(part.columns[name], type_) for name, type_ in types.items()]
             groups = pa.array(part.groups or [None] * len(part), pa.string())

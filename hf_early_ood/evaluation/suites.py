@@ -354,7 +354,7 @@ def _notes_on_groups(groups: GroupSummary | None) -> list[str]:
     notes = [f"Worst group of {len(groups.groups)}: {groups.worst_group}, n = {groups.groups[groups.worst_group].n}."]
     if groups.left_out:
         notes.append(
-            f"{len(groups.left_out)} groups with {sum(groups.left_out.values())} examples are smaller than "
-            f"{MIN_SIZE} each and count in no group metric."
+            f"Groups of fewer than {MIN_SIZE} examples count in no group metric: {len(groups.left_out)}, with "
+            f"{sum(groups.left_out.values())} examples in all."
         )
     return notes

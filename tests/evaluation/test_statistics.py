@@ -17,6 +17,7 @@ from hf_early_ood.evaluation.statistics import (
     Summary,
     bootstrap_metrics,
     compare_arms,
+    count_differing,
     paired_difference,
     summarize_runs,
 )
@@ -25,8 +26,8 @@ Ids = Mapping[str, tuple[IntArray, IntArray]]
 """Split -> (labels, predictions)."""
 
 
-def _scored(runs: Sequence[Ids]) -> list[Run]:
-    return [{split: classification_scores(*ids, num_classes=3) for split, ids in run.items()} for run in runs]
+def _scored(runs: Sequence[Ids], num_classes: int = 3) -> list[Run]:
+    return [{split: classification_scores(*ids, num_classes=num_classes) for split, ids in run.items()} for run in runs]
 
 
 def summarize(runs: Sequence[Ids], **settings: Any) -> Summary:
@@ -360,3 +361,94 @@ def test_settings(settings: dict[str, Any], message: str) -> None:
     ):
         with pytest.raises(ConfigurationError, match=message):
             call()
+
+
+# Errors, and what is made of the sets
+
+
+def _with_errors(rng: np.random.Generator, sizes: dict[str, float]) -> Run:
+    """Scores of right predictions with the probability that each set is given."""
+    labels = np.zeros(60, dtype=int)
+    return {
+        split: classification_scores(
+            labels, labels, np.clip(p + 0.01 * rng.normal(size=(60, 1)), 0, 1) * [1, -1] + [0, 1]
+        )
+        for split, p in sizes.items()
+    }
+
+
+def test_of_errors_the_worst_set_has_the_largest(rng: np.random.Generator) -> None:
+    run = _with_errors(rng, {"id_test": 0.9, "ood/a": 0.8, "ood/b": 0.6, "ood/c": 0.7})
+    summary = summarize_runs([run], metric="brier")
+    assert summary.worst_set == "ood/b"
+    assert summary.ood_worst is not None
+    assert summary.gap is not None
+    assert summary.ood_worst.value == summary.splits["ood/b"].value == pytest.approx(2 * 0.4**2, abs=0.02)
+    assert summary.ood_worst.low >= summary.splits["ood/b"].low
+    assert summary.gap.value < 0
+    assert summary.relative_robustness is None
+
+
+def test_brier_scores_may_be_above_one() -> None:
+    labels = np.zeros(30, dtype=int)
+    wrong = classification_scores(labels, 1 - labels, np.tile([0.05, 0.95], (30, 1)))
+    estimate = summarize_runs([{"id_test": wrong}], metric="brier").splits["id_test"]
+    assert estimate.low == estimate.high == estimate.value == pytest.approx(2 * 0.95**2)
+
+
+def test_relative_robustness_and_transfer(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
+    run = _run(rng, labels, id_test=0.9, a=0.8, b=0.6)
+    summary = summarize([run], metric="accuracy")
+    assert summary.relative_robustness is not None
+    assert summary.ood_mean is not None
+    at_home = summary.splits["id_test"].value
+    assert summary.relative_robustness.value == pytest.approx(summary.ood_mean.value / at_home)
+    assert summary.relative_robustness.low < summary.relative_robustness.value < summary.relative_robustness.high
+    assert summary.relative_robustness.n == 600
+    assert set(summary.transfer_gaps) == {"ood/a", "ood/b"}
+    for split, gap in summary.transfer_gaps.items():
+        assert gap.value == pytest.approx(at_home - summary.splits[split].value)
+        # Sets are independent: variances add up.
+        widths = [summary.splits[name].high - summary.splits[name].low for name in ("id_test", split)]
+        assert gap.high - gap.low == pytest.approx(np.hypot(*widths), rel=0.12)
+
+
+def test_differences_of_ratios_and_of_gaps(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
+    baseline, arm = (_run(rng, labels, id_test=0.9, a=a, b=0.6) for a in (0.7, 0.9))
+    comparison = compare([baseline], [arm], metric="accuracy")
+    parts = (comparison.baseline, comparison.arm, comparison.difference)
+    ratios = [part.relative_robustness.value for part in parts if part.relative_robustness is not None]
+    assert ratios[2] == pytest.approx(ratios[1] - ratios[0])
+    gaps = [part.transfer_gaps["ood/a"].value for part in parts]
+    assert gaps[2] == pytest.approx(gaps[1] - gaps[0])
+
+
+def test_a_model_that_knows_nothing_keeps_no_share() -> None:
+    labels = np.array([0, 1] * 10)
+    summary = summarize([{"id_test": (labels, 1 - labels), "ood/a": (labels, labels)}], metric="accuracy")
+    assert summary.relative_robustness is None
+    assert summary.gap is not None
+    rare = np.where(np.arange(20) == 0, labels, 1 - labels)  # right once: in many resamples never
+    summary = summarize([{"id_test": (labels, rare), "ood/a": (labels, labels)}], metric="accuracy")
+    assert summary.relative_robustness is not None
+    assert summary.relative_robustness.value == pytest.approx(20)
+    assert np.isnan(summary.relative_robustness.high)
+
+
+def test_differing_examples_are_those_that_count_differently_for_the_metric() -> None:
+    labels, first, second = np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0]), np.array([0, 0, 0, 1])
+    surer = np.full((4, 2), 0.5), np.array([[0.5, 0.5], [0.4, 0.6], [0.5, 0.5], [0.5, 0.5]])
+    runs = [{"x": classification_scores(labels, p, q)} for p, q in zip((first, second), surer, strict=True)]
+    assert count_differing(*runs, "accuracy") == count_differing(*runs, "macro_f1") == {"x": 2}
+    assert count_differing(*runs, "brier") == {"x": 1}
+    assert count_differing(runs[0], runs[0], "brier") == {"x": 0}
+
+
+def test_two_arms_of_five_seeds_take_seconds(rng: np.random.Generator) -> None:
+    """10,000 examples, 20 classes, three metrics: about 4 s of one core, so that a loaded machine passes too."""
+    labels = rng.integers(0, 20, 10_000)
+    runs = _scored([{"id_test": (labels, _predictions(rng, labels, 0.8))} for _ in range(10)], num_classes=20)
+    start = time.process_time()
+    for metric in METRICS:
+        compare_arms(runs[:5], runs[5:], metric=metric, num_resamples=2000)
+    assert time.process_time() - start < 15

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from datasets import Dataset
 
 from hf_early_ood.errors import ConfigurationError, DataError, ProbeError
 from hf_early_ood.evaluation.metrics import classification_metrics
+from hf_early_ood.evaluation.predictions import Predictions, read_predictions, write_predictions
 from hf_early_ood.evaluation.statistics import bootstrap_metrics, compare_arms
-from hf_early_ood.evaluation.suites import evaluate_splits, model_predictor
+from hf_early_ood.evaluation.suites import evaluate_predictions, evaluate_splits, model_predictor
 from hf_early_ood.results import EvaluationRecord
 from tests import families
 
@@ -199,3 +201,142 @@ def test_other_errors(tiny_bert: torch.nn.Module) -> None:
         model_predictor(tiny_bert, _collate, batch_size=0)
     with pytest.raises(DataError, match="Labels and predictions do not fit"):
         evaluate_splits(lambda data: np.zeros((1, 2)), {"id_test": Dataset.from_dict({"labels": [0, 1]})})
+
+
+# From predictions alone
+
+
+def _part(n: int = 60, seed: int = 0, **rest: Any) -> Predictions:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, n)
+    guesses = np.where(rng.random(n) < 0.6, labels, rng.integers(0, 3, n))
+    probabilities = (0.1 * rng.dirichlet(np.ones(3), n) + 0.9 * np.eye(3)[guesses]).astype(np.float32)
+    columns = {"label": labels, "prediction": probabilities.argmax(axis=1), "probabilities": probabilities}
+    return Predictions("sequence_classification", columns, ("no", "so", "yes"), **rest)
+
+
+def test_stored_predictions_are_evaluated_as_those_of_the_model(tmp_path: Path, splits: dict[str, Dataset]) -> None:
+    def predict(dataset: Dataset) -> np.ndarray:
+        return np.random.default_rng(len(dataset)).normal(size=(len(dataset), 3))
+
+    sets = {**splits, "id_validation": _dataset(30, 4)}
+    now = evaluate_splits(predict, sets, num_resamples=200)
+    write_predictions(tmp_path / "p.parquet", now.predictions)
+    assert evaluate_predictions(read_predictions(tmp_path / "p.parquet"), num_resamples=200).to_record() == (
+        now.to_record()
+    )
+
+
+def test_calibration_is_recorded() -> None:
+    sets = {"id_validation": _part(), "id_test": _part(seed=1), "ood/a": _part(seed=2, language="fr")}
+    suite = evaluate_predictions(sets, num_resamples=200)
+    assert suite.temperature is not None
+    assert suite.temperature > 1
+    for split, part in suite.splits.items():
+        assert set(part.metrics) == {
+            *("accuracy", "balanced_accuracy", "macro_f1", "brier", "ece", "brier_calibrated", "ece_calibrated")
+        }
+        assert part.metrics["ece_calibrated"].value < part.metrics["ece"].value, split
+        assert ("The temperature was fitted on this set" in " ".join(part.notes)) == (split == "id_validation")
+    record = suite.to_record()
+    assert record.temperature == suite.temperature
+    assert record.splits["ood/a"].language == "fr"
+    assert record.notes == ()
+    assert EvaluationRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+    off = evaluate_predictions(sets, num_resamples=200, calibrate=False)
+    assert (off.temperature, "ece_calibrated" in off.summaries) == (None, False)
+    assert off.splits["ood/a"].metrics["ece"] == suite.splits["ood/a"].metrics["ece"]
+
+
+def test_without_id_validation_a_note_says_so() -> None:
+    record = evaluate_predictions({"id_test": _part(), "ood/a": _part(seed=1)}, num_resamples=200).to_record()
+    assert record.temperature is None
+    assert record.notes == ("There is no id_validation: probabilities are not calibrated.",)
+    assert "ece_calibrated" not in record.ood
+
+
+def test_robustness_is_recorded() -> None:
+    sets = {"id_test": _part(), "ood/a": _part(seed=1), "ood/b": _part(40, seed=2)}
+    suite = evaluate_predictions(sets, num_resamples=200)
+    record = suite.to_record().ood["accuracy"]
+    values = {split: suite.splits[split].metrics["accuracy"].value for split in sets}
+    mean = (values["ood/a"] + values["ood/b"]) / 2
+    assert record.relative_robustness is not None
+    assert record.relative_robustness.value == pytest.approx(mean / values["id_test"])
+    assert {split: gap.value for split, gap in record.transfer_gaps.items()} == pytest.approx(
+        {split: values["id_test"] - values[split] for split in ("ood/a", "ood/b")}
+    )
+    errors = suite.to_record().ood["ece"]
+    assert errors.relative_robustness is None
+    assert errors.worst.value == max(suite.splits[split].metrics["ece"].value for split in ("ood/a", "ood/b"))
+
+
+def test_groups_are_evaluated_and_noted() -> None:
+    part = _part(groups=tuple(["ann"] * 25 + ["bob"] * 30 + ["eve"] * 5))
+    suite = evaluate_predictions({"id_test": part, "ood/a": _part()}, num_resamples=200)
+    groups = suite.splits["id_test"].groups
+    assert groups is not None
+    right = part.columns["label"] == part.columns["prediction"]
+    expected = {"ann": right[:25].mean(), "bob": right[25:55].mean()}
+    assert {name: estimate.value for name, estimate in groups.groups.items()} == pytest.approx(expected)
+    metrics = suite.to_record().splits["id_test"].metrics
+    assert metrics["accuracy_worst_group"].value == pytest.approx(min(expected.values()))
+    assert metrics["accuracy_group_p10"].value == pytest.approx(np.percentile(list(expected.values()), 10))
+    worst = min(expected, key=lambda name: expected[name])
+    assert suite.splits["id_test"].notes[-2:] == (
+        f"Worst group of 2: {worst}, n = {groups.groups[worst].n}.",
+        "Groups of fewer than 10 examples count in no group metric: 1, with 5 examples in all.",
+    )
+    assert "accuracy_worst_group" not in suite.to_record().splits["ood/a"].metrics
+    small = evaluate_predictions({"id_test": _part(9, groups=("x",) * 9)}, num_resamples=200)
+    assert small.splits["id_test"].groups is None
+    assert small.splits["id_test"].notes[-1] == "No group has 10 examples or more: there is no worst group."
+
+
+class _Misses:
+    name, higher_is_better = "misses", False
+
+    def compute(self, *, predictions: list[int], references: list[int]) -> dict[str, float]:
+        return {"misses": 1 - float(np.mean(np.array(predictions) == references))}
+
+
+def test_a_metric_of_others_is_summarized_like_ours() -> None:
+    sets = {"id_test": _part(), "ood/a": _part(seed=1), "ood/b": _part(80, seed=2)}
+    suite = evaluate_predictions(sets, num_resamples=1000, extra_metrics=[_Misses()])
+    ours, theirs = suite.summaries["accuracy"], suite.summaries["misses"]
+    assert theirs.worst_set == ours.worst_set
+    for split in sets:
+        assert theirs.splits[split].value == pytest.approx(1 - ours.splits[split].value)
+        assert theirs.splits[split].low == pytest.approx(1 - ours.splits[split].high, abs=0.03)
+    assert theirs.gap is not None
+    assert ours.gap is not None
+    assert theirs.gap.value == pytest.approx(-ours.gap.value)
+    assert suite.to_record().splits["ood/a"].metrics["misses"].value == theirs.splits["ood/a"].value
+
+
+def test_what_is_not_defined_is_null_in_the_record() -> None:
+    class Rare(_Misses):
+        def compute(self, *, predictions: list[int], references: list[int]) -> dict[str, float]:
+            return {"misses": 1.0 if 2 in references else float("nan")}
+
+    columns = {"label": [0, 1, 2], "prediction": [0, 1, 1], "probabilities": np.eye(3)}
+    part = Predictions("sequence_classification", columns)
+    record = evaluate_predictions({"ood/a": part}, num_resamples=100, extra_metrics=[Rare()]).to_record()
+    value = record.splits["ood/a"].metrics["misses"]
+    assert (value.value, value.low, value.high) == (1.0, None, None)
+
+
+def test_two_metrics_of_one_name() -> None:
+    metric = _Misses()
+    metric.name = "accuracy"
+    with pytest.raises(ConfigurationError, match=r"Two metrics have one name\. Got: accuracy"):
+        evaluate_predictions({"id_test": _part()}, num_resamples=100, extra_metrics=[metric])
+
+
+def test_nothing_to_evaluate() -> None:
+    with pytest.raises(DataError, match="no sets to evaluate on"):
+        evaluate_predictions({})
+    with pytest.raises(DataError, match="There are no examples"):
+        evaluate_predictions({"id_test": _part(0)})
+    with pytest.raises(ConfigurationError, match="too few resamples"):
+        evaluate_predictions({"id_test": _part()}, num_resamples=1)
