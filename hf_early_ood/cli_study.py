@@ -1,4 +1,4 @@
-"""The commands ``study``, ``rescore`` and ``compare``."""
+"""The commands ``study``, and those that judge without training: ``rescore``, ``evaluate`` and ``compare``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def add_scoring(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the commands ``rescore`` and ``compare``."""
+    """Add the commands ``rescore``, ``evaluate`` and ``compare``."""
     rescore = commands.add_parser(
         "rescore",
         help="score anew what a run or a study has predicted, without its models",
@@ -52,6 +52,26 @@ def add_scoring(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     rescore.add_argument("folder", type=Path, metavar="FOLDER", help="of a run or of a study")
     rescore.add_argument("--dry-run", action="store_true", help="say what would be scored")
     rescore.set_defaults(command=_rescore)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="judge a model that was trained elsewhere on the sets of a recipe",
+        description="Judge a model that was trained elsewhere on the sets of a recipe, and write results.json and what"
+        " it has predicted. Of the recipe, the sections task, data (but for train) and evaluation count. Labels are"
+        " matched by name.",
+        epilog=OVERRIDES,
+    )
+    evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a saved model or adapter, or a Hub name")
+    evaluate.add_argument("--suite", type=Path, required=True, metavar="YAML", help="any recipe, run or study")
+    evaluate.add_argument("--output", required=True, metavar="FOLDER", help="write the results here")
+    evaluate.add_argument("--name", help="what the model is called in comparisons (as the output folder)")
+    evaluate.add_argument("--revision", help="revision of a model on the Hub")
+    evaluate.add_argument("--tokenizer", metavar="NAME", help="name or folder, where none is beside the model")
+    evaluate.add_argument(
+        "--label-names", nargs="+", metavar="NAME", help="label of each class, where the model has only LABEL_0, ..."
+    )
+    evaluate.add_argument("--dry-run", action="store_true", help="check everything and say what would be judged")
+    evaluate.set_defaults(command=_evaluate, takes_overrides=True)
 
     compare = commands.add_parser(
         "compare",
@@ -118,6 +138,34 @@ def _rescore(options: argparse.Namespace) -> int:
     record = rescore(options.folder, _scoring(options), command=options.command_line)
     print(run_table(record) if isinstance(record, RunRecord) else study_report(record))
     print(f"Everything is in {options.folder}; the files that were there before are kept as *.bak.")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from hf_early_ood.config import load_suite
+
+    suite = load_suite(
+        options.suite,
+        options.checkpoint,
+        options.output,
+        name=options.name,
+        revision=options.revision,
+        overrides=options.overrides,
+    )
+    from hf_early_ood.evaluating import evaluate_checkpoint, material
+    from hf_early_ood.report.tables import run_table
+
+    if options.dry_run:
+        blueprint, labels, sets = material(suite, options.label_names)
+        print(f"{options.checkpoint}: {blueprint.model_class.__name__}\nlabels: {', '.join(labels)}")
+        for split, dataset in sets.items():
+            print(f"{split}: {len(dataset):,}")
+        return 0
+    record = evaluate_checkpoint(
+        suite, label_names=options.label_names, tokenizer=options.tokenizer, command=options.command_line
+    )
+    print(run_table(record))
+    print(f"Everything is in {options.output}.")
     return 0
 
 

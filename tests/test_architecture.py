@@ -27,7 +27,7 @@ FLOORS = [
     {"trainer", "training", "probing", "interpolating", "comparing"},
     {"experiment"},
     {"study"},
-    {"rescoring"},
+    {"rescoring", "evaluating"},
     {"cli_schedule", "cli_study"},
     {"cli"},
     {"__main__"},
