@@ -131,7 +131,13 @@ def test_public_names_are_there():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["schedule", "--help"], ["probe", "--help"], ["keys"], ["presets"]]
+    "arguments",
+    [
+        *([command, "--help"] for command in ("run", "study", "rescore", "evaluate", "compare", "schedule", "probe")),
+        ["--help"],
+        ["keys"],
+        ["presets"],
+    ],
 )
 def test_help_loads_nothing_heavy(arguments):
     """What makes it slow is torch and its friends; a time limit would measure the machine."""
