@@ -1,4 +1,4 @@
-"""``hf-early-ood``: run, study, validate, keys, presets, schedule, probe. Heavy imports are in functions."""
+"""``hf-early-ood``: run, validate, keys, probe, and the commands of other files. Heavy imports are in functions."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 from hf_early_ood import __version__, names
 from hf_early_ood.cli_schedule import add_presets, add_schedule
+from hf_early_ood.cli_study import OVERRIDES, add_scoring, add_study, is_main_process
 from hf_early_ood.errors import ConfigurationError, EarlyOODError
 
 USER_ERROR = 2
@@ -67,15 +68,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     for name, command, what in (
         ("run", _run, "train one model and evaluate it on the ID and OOD sets"),
-        ("study", _study, "train every arm with every seed and compare them"),
         ("validate", _validate, "check a file, its data and its model; train nothing"),
     ):
         sub = commands.add_parser(
             name,
             help=what,
             description=f"{what.capitalize()}.",
-            epilog="Any key of the file can be given on the command line and wins over it, for example"
-            " --training.learning_rate 2e-5. All keys: hf-early-ood keys",
+            epilog=OVERRIDES,
         )
         sub.add_argument("config", type=Path, help="YAML file")
         if name != "validate":
@@ -85,6 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
     keys = commands.add_parser("keys", help="list every key of a configuration with its default")
     keys.set_defaults(command=_keys, takes_overrides=False)
 
+    add_study(commands)
+    add_scoring(commands)
     add_presets(commands)
     add_schedule(commands)
     _add_probe(commands)
@@ -174,33 +175,10 @@ def _run(options: argparse.Namespace) -> int:
         print(config.to_yaml() + "\n" + check(config))
         return 0
     record = run(config, command=options.command_line)
-    if _is_main_process():
+    if is_main_process():
         print(run_table(record))
         print(f"Everything is in {config.output_dir}.")
     return 0
-
-
-def _study(options: argparse.Namespace) -> int:
-    from hf_early_ood.config import load_study
-
-    config = load_study(options.config, options.overrides)
-    from hf_early_ood.experiment import check
-    from hf_early_ood.report.tables import study_report
-    from hf_early_ood.study import run_study
-
-    if options.dry_run:
-        for run_config in config.runs():
-            print(f"{run_config.name}, seed {run_config.seed} -> {run_config.output_dir}")
-        for arm in config.arms:
-            print(f"\n{arm}\n{check(config.run(arm, config.seeds[0]))}")
-        return 0
-    record = run_study(config, command=options.command_line)
-    if _is_main_process():
-        print(study_report(record))
-        print(
-            f"Everything is in {config.output_dir}: verdict.txt, study.json, comparison.png, and a folder for each run."
-        )
-    return 0 if all(run.status == "complete" for runs in record.arms.values() for run in runs) else 1
 
 
 def _validate(options: argparse.Namespace) -> int:
@@ -210,8 +188,8 @@ def _validate(options: argparse.Namespace) -> int:
     from hf_early_ood.experiment import check
 
     if isinstance(config, StudyConfig):
-        for arm in config.arms:
-            print(f"{arm}\n{check(config.run(arm, config.seeds[0]))}\n")
+        for title, run in config.one_each().items():
+            print(f"{title}\n{check(run)}\n")
     else:
         print(check(config))
     print(f"{options.config} is valid.")
@@ -288,9 +266,3 @@ def _settings(words: Sequence[str]) -> dict[str, dict[str, Any]]:
         # YAML takes 1e-3 for a word.
         settings[measure][key] = parse_number(value) if isinstance(value, str) else value
     return settings
-
-
-def _is_main_process() -> bool:
-    from accelerate import PartialState
-
-    return PartialState().is_main_process

@@ -66,6 +66,10 @@ class ResumeError(EarlyOODError, RuntimeError):
     """A checkpoint or an output folder does not belong to this run."""
 
 
+class BusyError(EarlyOODError, RuntimeError):
+    """Another process is at work on an output folder."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Name the closest known word, as the tail of an error message.
 

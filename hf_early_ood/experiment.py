@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,8 +23,10 @@ from hf_early_ood import names
 from hf_early_ood.atomic import write_text
 from hf_early_ood.bundled.models import BUNDLED_MODEL, WEIGHTS_SHA256
 from hf_early_ood.callbacks.making import also, make_callbacks, make_staged
+from hf_early_ood.callbacks.measuring import from_main_process
 from hf_early_ood.callbacks.previewing import beside
 from hf_early_ood.checkpoints import checkpoints, last_whole_checkpoint
+from hf_early_ood.claiming import holding
 from hf_early_ood.config import RunConfig, load_run
 from hf_early_ood.data import Splits, load_splits
 from hf_early_ood.dynamics import read_dynamics
@@ -64,7 +66,13 @@ from hf_early_ood.training import (
 logger = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, *, command: str = "", keep_failure: bool = False) -> RunRecord:
+def run(
+    config: RunConfig,
+    *,
+    command: str = "",
+    keep_failure: bool = False,
+    on_start: Callable[[], object] = lambda: None,
+) -> RunRecord:
     """Train and evaluate one model; write the folder of the run.
 
     The folder gets the resolved configuration, ``results.json``, ``predictions.parquet`` (what every example was
@@ -76,14 +84,37 @@ def run(config: RunConfig, *, command: str = "", keep_failure: bool = False) -> 
         config: The settings of the run.
         command: What the user typed, for the record.
         keep_failure: Return the record of a run that failed in training or evaluation, instead of raising.
+        on_start: Called when it is known that the run is not finished and nobody else is at work on it.
 
     Returns:
         The record that was written to ``results.json``.
 
     Raises:
+        BusyError: If another process, on this or another machine, is making this run.
         ResumeError: If the folder belongs to another run.
         EarlyOODError: If anything else is wrong with settings, data or model, before the first update.
     """
+    with _holding(Path(config.output_dir)):
+        return _run(config, command, keep_failure, on_start)
+
+
+@contextmanager
+def _holding(folder: Path) -> Iterator[None]:
+    """`holding` by the main process for all processes of a training, which share its outcome."""
+    with ExitStack() as stack:
+        failure = None
+        if PartialState().is_main_process:
+            try:
+                stack.enter_context(holding(folder))
+            except EarlyOODError as error:
+                failure = error
+        failure = from_main_process(failure)
+        if failure is not None:
+            raise failure
+        yield
+
+
+def _run(config: RunConfig, command: str, keep_failure: bool, on_start: Callable[[], object]) -> RunRecord:
     folder, everyone = Path(config.output_dir), PartialState()
     finished = claim(folder, config)
     everyone.wait_for_everyone()  # nobody writes before all have looked
@@ -93,6 +124,7 @@ def run(config: RunConfig, *, command: str = "", keep_failure: bool = False) -> 
         _drop_checkpoints(folder, config)  # it may have been killed while it did that
         logger.info("%s, seed %s: finished before, read from %s", config.name, config.seed, folder)
         return finished
+    on_start()
     progress = _Progress(command)
     try:
         with progress.phase("load"):

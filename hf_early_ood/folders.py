@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_early_ood.errors import ConfigurationError
+from hf_early_ood.names import CLAIM_FILE
 
 _CHUNK = 1 << 20
 
@@ -53,7 +54,10 @@ def is_free(folder: Path) -> bool:
         >>> is_free(Path("no/such/folder"))
         True
     """
-    return not folder.exists() or all(map(_is_unfinished, folder.iterdir()))
+    try:
+        return all(_is_unfinished(file) or file.name == CLAIM_FILE for file in folder.iterdir())
+    except FileNotFoundError:  # or another process has just removed it
+        return True
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -69,7 +73,7 @@ def remove_unfinished(folder: Path) -> None:
 
 def _is_unfinished(file: Path) -> bool:
     """Whether `hf_early_ood.atomic.replacing` has named it."""
-    return file.name.startswith(".") and ".tmp" in file.name and file.is_file()
+    return file.name.startswith(".") and ".tmp" in file.name and not file.is_dir()
 
 
 def differing_keys(first: Any, second: Any, path: str = "") -> list[str]:

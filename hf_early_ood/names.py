@@ -71,6 +71,9 @@ SIGNAL_FIGURE = "signal.png"
 COMPARISON_FIGURE = "comparison.png"
 MODEL_FOLDER = "model"
 
+# While a process is at work on a run or a study
+CLAIM_FILE = ".claim"
+
 # Files of a study folder
 STUDY_FILE = "study.json"
 VERDICT_FILE = "verdict.txt"

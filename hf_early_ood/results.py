@@ -241,6 +241,8 @@ class RunRecord(_Record):
     evaluation: EvaluationRecord | None = None
     timing: dict[str, float] = field(default_factory=dict)
     """Seconds per phase: load, train, evaluate."""
+    rescored: str | None = None
+    """The command that scored the predictions anew, if that was done."""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -259,11 +261,14 @@ class ArmRun(_Record):
     seconds: float | None = None
     """Seconds of training, measurements included."""
     probe_seconds: float | None = None
+    size: int | None = None
+    """Training examples that it was given; None: all."""
 
     @classmethod
-    def from_run(cls, record: RunRecord, path: str) -> ArmRun:
+    def from_run(cls, record: RunRecord, path: str, size: int | None = None) -> ArmRun:
         """The numbers of ``record``, whose folder is ``path`` as seen from the study's."""
         return cls(
+            size=size,
             seed=record.seed,
             path=path,
             status=record.status,
@@ -293,6 +298,8 @@ class Comparison(_Record):
     """What would have to be drawn anew for another result: the test examples, or the training seeds as well."""
     n_differing: int | None = None
     """Examples, times seeds, for which the two arms predict different classes; None: not counted."""
+    size: int | None = None
+    """Training examples of the runs that are compared; None: all."""
 
 
 @dataclass(frozen=True)
@@ -311,6 +318,8 @@ class WinRateRecord(_Record):
     wins: float
     """Of the others, how many have a lower mean over seeds; a tie is half a win."""
     num_seeds: int
+    size: int | None = None
+    """Training examples of the runs; None: all."""
 
 
 @dataclass(frozen=True)
@@ -329,7 +338,23 @@ class StudyRecord(_Record):
     started: str | None = None
     finished: str | None = None
     command: str | None = None
+    sizes: tuple[int | None, ...] = ()
+    """Sizes of the training set (None: all of it); empty: the study has one size."""
     schema_version: int = SCHEMA_VERSION
+
+    def by_size(self) -> tuple[StudyRecord, ...]:
+        """One study for each size, which is part of its name; a study of one size is its own."""
+        return tuple(self._at(size) for size in self.sizes) or (self,)
+
+    def _at(self, size: int | None) -> StudyRecord:
+        return dataclasses.replace(
+            self,
+            name=f"{self.name}, {'all' if size is None else f'{size:,}'} training examples",
+            arms={arm: tuple(run for run in runs if run.size == size) for arm, runs in self.arms.items()},
+            comparisons=tuple(comparison for comparison in self.comparisons if comparison.size == size),
+            win_rates=tuple(rate for rate in self.win_rates if rate.size == size),
+            sizes=(),
+        )
 
 
 def write_record(path: str | PathLike[str], record: RunRecord | StudyRecord) -> None:

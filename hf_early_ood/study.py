@@ -1,44 +1,63 @@
-"""A study: arms x seeds -> one comparison, each arm paired with the baseline over the same examples and seeds."""
+"""A study: arms x seeds x sizes -> one comparison, each arm paired with the baseline over the same examples and seeds.
+
+Any number of processes may work on one study. Each run is made by who holds its folder; what the study says is derived
+from the folders of its runs, by whoever looks.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import time
+import typing
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from statistics import fmean
 
-import numpy as np
 from accelerate import PartialState
-from tqdm.auto import tqdm
 
 from hf_early_ood import names
 from hf_early_ood.atomic import write_text
+from hf_early_ood.callbacks.measuring import from_main_process
+from hf_early_ood.claiming import holding
+from hf_early_ood.comparing import write_study
 from hf_early_ood.config import RunConfig, StudyConfig
-from hf_early_ood.environment import timestamp
-from hf_early_ood.evaluation.predictions import read_predictions
-from hf_early_ood.evaluation.scoring import score_run
-from hf_early_ood.evaluation.statistics import Estimate, Run, compare_arms, count_differing
-from hf_early_ood.evaluation.win_rate import win_rate
-from hf_early_ood.experiment import check, claim, run
-from hf_early_ood.names import OOD_MACRO_MEAN, OOD_WORST
-from hf_early_ood.report.figures import comparison_figure
-from hf_early_ood.report.tables import study_report
-from hf_early_ood.results import ArmRun, Comparison, StudyRecord, WinRateRecord, write_record
+from hf_early_ood.config.study import shard_of
+from hf_early_ood.errors import BusyError, ConfigurationError
+from hf_early_ood.experiment import check, claim, load, run
+from hf_early_ood.report.layout import duration
+from hf_early_ood.results import (
+    ArmRun,
+    RunRecord,
+    StudyRecord,
+    read_run,
+    read_study,
+    write_record,
+)
 
 logger = logging.getLogger(__name__)
 
 VERDICT_METRIC = names.BALANCED_ACCURACY
+_POLL_SECONDS = 2.0  # between two looks at runs that others are making
 
 
-def run_study(config: StudyConfig, *, command: str = "") -> StudyRecord:
+def run_study(
+    config: StudyConfig, *, command: str = "", shard: str | None = None, wait: bool = True, retries: int = 0
+) -> StudyRecord:
     """Make every run that is missing, compare the arms and write the folder of the study.
 
     Everything is checked before the first run. A run that fails is recorded, and the others go on (with one process);
-    the same command makes only what is missing.
+    the same command makes only what is missing, and tries again what has failed. Several shells or machines can give
+    the same command at the same time, on a folder that they share: a run is made by one of them, and by another one if
+    that one is killed.
 
     Args:
         config: The settings of the study.
         command: What the user typed, for the record.
+        shard: Make only the i-th of n parts of the runs (``i/n``, from 1): for file systems without locks.
+        wait: At the end, wait for runs that others are making, and make those that they leave.
+        retries: How often a failed run is tried again in this call, after all others.
 
     Returns:
         The record that was written to ``study.json``.
@@ -46,135 +65,207 @@ def run_study(config: StudyConfig, *, command: str = "") -> StudyRecord:
     Raises:
         EarlyOODError: If the settings, data or model of any arm are not usable, before anything is trained.
     """
-    folder, runs = Path(config.output_dir), list(config.runs())
-    for run_config in runs:
-        claim(Path(run_config.output_dir), run_config)
-    for arm in config.arms:
-        check(config.run(arm, config.seeds[0]))
+    runs = list(config.runs())
+    mine = runs if shard is None else shard_of(runs, shard)
+    if retries < 0:
+        raise ConfigurationError("The number of retries is out of range.", got=retries, allowed="0 or more")
+    _check(config, runs, mine)
     PartialState().wait_for_everyone()  # nobody writes before all have looked
-    started = timestamp()
-    record = StudyRecord(
+    if PartialState().is_main_process:
+        write_text(Path(config.output_dir) / names.CONFIG_FILE, config.to_yaml())
+    waited = _Work(config, runs, mine, command, retries).make(wait)
+    record = summarize(config, runs, command=command, unless_done=waited)
+    return typing.cast(StudyRecord, record)  # this one waits for its turn
+
+
+def _check(config: StudyConfig, runs: Sequence[RunConfig], mine: Sequence[RunConfig]) -> None:
+    """Find out before the first run what is wrong with any: whose folders these are, then each arm with each size."""
+    finished = [claim(Path(run_config.output_dir), run_config) is not None for run_config in runs]
+    missing = {path for path, done in zip(map(_path, runs), finished, strict=True) if not done}
+    first = {
+        (run_config.name, config.size_of(run_config)): run_config
+        for run_config in reversed(mine)
+        if _path(run_config) in missing
+    }
+    # Other jobs may finish runs meanwhile: all processes of this one check the same.
+    for run_config in from_main_process(list(first.values())):
+        size = config.size_of(run_config)
+        check(run_config)
+        num_examples = len(load(run_config)[names.TRAIN])
+        if size is not None and num_examples < size and not run_config.data.drop_near_duplicates:
+            raise ConfigurationError(
+                "study.sizes asks for more training examples than there are.",
+                got=f"{size} of {num_examples}",
+                fix="Write null for all.",
+            )
+
+
+def _path(run_config: RunConfig) -> Path:
+    return Path(run_config.output_dir)
+
+
+class _Work:
+    """The runs that this process makes, unless others do."""
+
+    def __init__(
+        self, config: StudyConfig, runs: Sequence[RunConfig], mine: Sequence[RunConfig], command: str, retries: int
+    ) -> None:
+        self.config, self.runs, self.mine, self.command, self.retries = config, runs, mine, command, retries
+        self.failures = {_path(run_config): _failure(_path(run_config)) for run_config in mine}  # of earlier calls
+        self.attempts: Counter[Path] = Counter()
+        self.seconds: dict[tuple[str, int | None], list[float]] = defaultdict(list)
+        self.left = {_path(run_config): run_config for run_config in mine}
+        self.others: set[Path] = set()
+
+    def make(self, wait: bool) -> bool:
+        """Make the runs; whether there were some to wait for, so that another process may have ended later."""
+        waited, todo = False, list(self.mine)
+        while todo:
+            later = [run_config for run_config in todo if not self._make(run_config)]
+            if len(self.others) == len(todo):  # none was free
+                waited = True
+                if not wait:
+                    self._say("Left to other processes: %d runs", len(todo))
+                    break
+                time.sleep(_POLL_SECONDS)
+            todo = later
+        return waited
+
+    def _make(self, run_config: RunConfig) -> bool:
+        """Make a run if it is free; whether it needs no further look."""
+        path = _path(run_config)
+        if from_main_process(self._failed_elsewhere(path)):
+            self.others.discard(path)
+            return self._failed(path)
+        # A failure of one process of several cannot be survived by the others: the launcher ends them all.
+        alone = PartialState().num_processes == 1
+        started = time.perf_counter()
+        begun: list[Path] = []
+
+        def begin() -> None:
+            begun.append(path)
+            self._say("%s begins", self._title(run_config))
+
+        try:
+            record = run(run_config, command=self.command, keep_failure=alone, on_start=begin)
+        except BusyError as error:
+            if path not in self.others:
+                self.others.add(path)
+                self._say("%s is left to another process: %s", self._title(run_config), error.got)
+            return False
+        self.others.discard(path)
+        if record.status == "complete":
+            del self.left[path]
+            self.seconds[self._kind(run_config)].append(sum(record.timing.values()))
+        if begun:
+            took = duration(time.perf_counter() - started)
+            outcome = record.status if record.error is None else f"{record.status} ({record.error})"
+            self._say("%s: %s after %s. %s", self._title(run_config), outcome, took, self._time_left())
+            summarize(self.config, self.runs, command=self.command, comparing=False)
+        return record.status == "complete" or self._failed(path)
+
+    def _failed_elsewhere(self, path: Path) -> bool:
+        """Whether another process has tried in vain since this one began."""
+        return self.attempts[path] == 0 and _failure(path) != self.failures[path]
+
+    def _failed(self, path: Path) -> bool:
+        """Count a failure; whether it was the last attempt."""
+        self.failures[path] = _failure(path)
+        self.attempts[path] += 1
+        if self.attempts[path] <= self.retries:
+            return False
+        del self.left[path]
+        return True
+
+    def _kind(self, run_config: RunConfig) -> tuple[str, int | None]:
+        return run_config.name, self.config.size_of(run_config)
+
+    def _title(self, run_config: RunConfig) -> str:
+        size = self.config.size_of(run_config)
+        examples = "" if not self.config.sizes else f"{'all' if size is None else size} examples, "
+        number = self.mine.index(run_config) + 1
+        return f"Run {number} of {len(self.mine)} ({run_config.name}, {examples}seed {run_config.seed})"
+
+    def _time_left(self) -> str:
+        """From the runs of the same arm and size that are finished, else from all of them."""
+        done = len(self.mine) - len(self.left)
+        every = [seconds for kind in self.seconds.values() for seconds in kind]
+        if not self.left or not every:
+            return f"{done} of {len(self.mine)} done"
+        kinds = [self.seconds[self._kind(run_config)] for run_config in self.left.values()]
+        left = sum(fmean(kind or every) for kind in kinds) / (1 + len(self.others))
+        return f"{done} of {len(self.mine)} done, about {duration(left)} left"
+
+    def _say(self, text: str, *values: object) -> None:
+        if PartialState().is_main_process:
+            logger.info(text, *values)
+
+
+def _failure(folder: Path) -> RunRecord | None:
+    """The record of a run whose last attempt failed."""
+    file = folder / names.RESULTS_FILE
+    record = read_run(file) if file.is_file() else None
+    return record if record is not None and record.status == "failed" else None
+
+
+def summarize(
+    config: StudyConfig,
+    runs: Sequence[RunConfig],
+    *,
+    command: str = "",
+    comparing: bool = True,
+    unless_done: bool = False,
+) -> StudyRecord | None:
+    """Write what the folders of the runs say into the folder of the study: record, verdict and pictures.
+
+    Who looks last also writes last, so that no run is lost from the record.
+
+    Args:
+        config: The study.
+        runs: Its runs.
+        command: What the user typed, for the record.
+        comparing: Compare the arms and write the report; else only the record, without comparisons, and not even that
+            while another process does.
+        unless_done: Not if another process has done it with the same runs.
+
+    Returns:
+        What ``study.json`` says now, on every process; None if it was left to another one.
+    """
+    record = None
+    if PartialState().is_main_process:
+        folder = Path(config.output_dir)
+        with suppress(BusyError), holding(folder, wait=comparing):
+            record = _collect(config, runs, command)
+            file = folder / names.STUDY_FILE
+            before = read_study(file) if unless_done and file.is_file() else None
+            if before is not None and before.comparisons and before.arms == record.arms:
+                record = before
+            elif comparing:
+                record = write_study(record, folder, runs[0].evaluation, config.win_rates)
+            else:
+                write_record(file, record)
+    return from_main_process(record)
+
+
+def _collect(config: StudyConfig, runs: Sequence[RunConfig], command: str) -> StudyRecord:
+    arms: dict[str, tuple[ArmRun, ...]] = dict.fromkeys(config.arms, ())
+    records = []
+    for run_config in runs:
+        file = _path(run_config) / names.RESULTS_FILE
+        if file.is_file():
+            records.append(read_run(file))
+            path = str(file.parent.relative_to(config.output_dir))
+            arm_run = ArmRun.from_run(records[-1], path, config.size_of(run_config))
+            arms[run_config.name] = (*arms[run_config.name], arm_run)
+    return StudyRecord(
         name=config.name,
         baseline=config.baseline,
         seeds=config.seeds,
         metric=VERDICT_METRIC,
-        arms=dict.fromkeys(config.arms, ()),
-        started=started,
-        command=command,
-    )
-    if PartialState().is_main_process:
-        write_text(folder / names.CONFIG_FILE, config.to_yaml())
-    # A failure of one process of several cannot be survived by the others: the launcher ends them all.
-    alone = PartialState().num_processes == 1
-    quiet = None if PartialState().is_main_process else True
-    for run_config in tqdm(runs, desc=config.name, unit="run", disable=quiet):
-        logger.info(
-            "Run %d of %d: %s, seed %s", runs.index(run_config) + 1, len(runs), run_config.name, run_config.seed
-        )
-        result = run(run_config, command=command, keep_failure=alone)
-        arm_run = ArmRun.from_run(result, str(Path(run_config.output_dir).relative_to(folder)))
-        arms = {**record.arms, run_config.name: (*record.arms[run_config.name], arm_run)}
-        record = replace(record, arms=arms, finished=timestamp())
-        if PartialState().is_main_process:
-            write_record(folder / names.STUDY_FILE, record)
-    record = replace(
-        record,
-        comparisons=compare(record, folder, runs[0]),
-        win_rates=count_wins(record, config.win_rates, runs[0].evaluation.confidence),
+        arms=arms,
         confidence=runs[0].evaluation.confidence,
-        finished=timestamp(),
+        started=min((record.started for record in records), default=None),
+        finished=max((record.finished for record in records), default=None),
+        command=command,
+        sizes=config.sizes,
     )
-    if PartialState().is_main_process:
-        write_record(folder / names.STUDY_FILE, record)
-        write_text(folder / names.VERDICT_FILE, study_report(record))
-        if any(arm_run.status == "complete" for arm_runs in record.arms.values() for arm_run in arm_runs):
-            comparison_figure(record, folder / names.COMPARISON_FIGURE)
-    return record
-
-
-def compare(study: StudyRecord, folder: Path, settings: RunConfig) -> tuple[Comparison, ...]:
-    """Every arm against the baseline, in every metric, on every split and over the OOD sets.
-
-    Only seeds that both arms have finished are compared: the comparison is paired.
-    """
-    finished = {
-        arm: {
-            arm_run.seed: folder / arm_run.path / names.PREDICTIONS_FILE
-            for arm_run in arm_runs
-            if arm_run.status == "complete"
-        }
-        for arm, arm_runs in study.arms.items()
-    }
-    found: list[Comparison] = []
-    for arm in study.arms:
-        seeds = [seed for seed in study.seeds if seed in finished[study.baseline] and seed in finished[arm]]
-        if arm == study.baseline or not seeds:
-            continue
-        # Two arms at a time: the scores of all would not fit in memory.
-        baseline_runs, arm_runs = (
-            [score_run(read_predictions(finished[name][seed])).scores for seed in seeds]
-            for name in (study.baseline, arm)
-        )
-        for metric in next(iter(arm_runs[0].values())).formulas:
-            found += _compare_arm(arm, baseline_runs, arm_runs, metric, settings)
-    return tuple(found)
-
-
-def count_wins(
-    study: StudyRecord, held_against: Mapping[str, Sequence[str]], confidence: float
-) -> tuple[WinRateRecord, ...]:
-    """How often some arms do better than others on the mean of the OOD sets, over the seeds that all have finished."""
-    scores: dict[str, dict[int, float]] = {arm: {} for arm in study.arms}
-    for arm, arm_runs in study.arms.items():
-        for arm_run in arm_runs:
-            summary = arm_run.evaluation.ood.get(study.metric) if arm_run.evaluation else None
-            if summary is not None and summary.macro_mean.value is not None:
-                scores[arm][arm_run.seed] = summary.macro_mean.value
-    found = []
-    for arm, others in held_against.items():
-        seeds = [seed for seed in study.seeds if all(seed in scores[name] for name in (arm, *others))]
-        if not seeds:
-            continue
-        controls = np.array([[scores[other][seed] for other in others] for seed in seeds])
-        rate = win_rate(np.array([scores[arm][seed] for seed in seeds]), controls, confidence=confidence)
-        interval = (rate.value, rate.low, rate.high)
-        found.append(WinRateRecord(arm, tuple(others), study.metric, *interval, rate.covers, rate.wins, len(seeds)))
-    return tuple(found)
-
-
-def _compare_arm(
-    arm: str, baseline_runs: Sequence[Run], arm_runs: Sequence[Run], metric: str, settings: RunConfig
-) -> list[Comparison]:
-    result = compare_arms(
-        baseline_runs,
-        arm_runs,
-        metric=metric,
-        num_resamples=settings.evaluation.bootstrap_samples,
-        confidence=settings.evaluation.confidence,
-        seed=settings.evaluation.seed,
-    )
-    difference = result.difference
-    counts = [count_differing(a, b, metric) for a, b in zip(arm_runs, baseline_runs, strict=True)]
-    differing = {split: sum(count[split] for count in counts) for split in difference.splits}
-    ood = [split for split in differing if names.is_ood(split)]
-    estimates: dict[str, Estimate | None] = {
-        **difference.splits,
-        OOD_MACRO_MEAN: difference.ood_mean,
-        OOD_WORST: difference.ood_worst,
-    }
-    return [
-        Comparison(
-            arm=arm,
-            metric=metric,
-            split=split,
-            difference=estimate.value,
-            low=estimate.low,
-            high=estimate.high,
-            n_examples=estimate.n,
-            n_seeds=len(arm_runs),
-            covers="examples and seeds" if result.covers == "examples and seeds" else "examples",
-            n_differing=sum(differing[part] for part in ([split] if split in differing else ood)),
-        )
-        for split, estimate in estimates.items()
-        if estimate is not None
-    ]

@@ -19,15 +19,17 @@ PACKAGE = Path(hf_early_ood.__file__).parent
 # Each floor may import from itself and from the floors above it in this list.
 FLOORS = [
     {"errors", "names"},
-    {"atomic", "checks", "folders", "schedules", "stabilization", "voting", "duplicates", "roles", "languages"},
+    {"atomic", "checks", "claiming", "duplicates", "folders", "languages", "roles"},
+    {"schedules", "stabilization", "voting"},
     {"results", "dynamics", "environment", "config", "freezing", "sharding"},
     {"layer_groups", "layer_rules", "layers", "layer_check", "probes", "bundled", "checkpoints"},
     {"sources", "data", "tasks", "evaluation", "interventions"},
     {"callbacks", "report"},
-    {"trainer", "training", "probing", "interpolating"},
+    {"trainer", "training", "probing", "interpolating", "comparing"},
     {"experiment"},
     {"study"},
-    {"cli_schedule"},
+    {"rescoring", "evaluating"},
+    {"cli_schedule", "cli_study"},
     {"cli"},
     {"__main__"},
 ]
@@ -39,6 +41,7 @@ WITHOUT_TORCH = {
     "atomic",
     "checks",
     "folders",
+    "claiming",
     "schedules",
     "stabilization",
     "roles",
@@ -131,7 +134,13 @@ def test_public_names_are_there():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["schedule", "--help"], ["probe", "--help"], ["keys"], ["presets"]]
+    "arguments",
+    [
+        *([command, "--help"] for command in ("run", "study", "rescore", "evaluate", "compare", "schedule", "probe")),
+        ["--help"],
+        ["keys"],
+        ["presets"],
+    ],
 )
 def test_help_loads_nothing_heavy(arguments):
     """What makes it slow is torch and its friends; a time limit would measure the machine."""

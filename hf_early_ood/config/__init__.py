@@ -5,7 +5,7 @@ from __future__ import annotations
 from hf_early_ood.config.checks import is_file_source
 from hf_early_ood.config.help import describe
 from hf_early_ood.config.interventions import DetectorConfig, InterventionConfig, ProbeConfig
-from hf_early_ood.config.loading import load_config, load_intervention, load_run, load_study
+from hf_early_ood.config.loading import load_config, load_intervention, load_run, load_study, load_suite
 from hf_early_ood.config.schema import DataConfig, EvaluationConfig, ModelConfig, RunConfig, SplitConfig
 from hf_early_ood.config.study import StudyConfig
 
@@ -25,4 +25,5 @@ __all__ = [
     "load_intervention",
     "load_run",
     "load_study",
+    "load_suite",
 ]

@@ -76,6 +76,43 @@ def load_study(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Stud
     return config
 
 
+def load_suite(
+    path: str | PathLike[str],
+    checkpoint: str,
+    output_dir: str,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    overrides: Sequence[str] = (),
+) -> RunConfig:
+    """The task and the test sets of any recipe, run or study, to judge a model that was trained elsewhere.
+
+    Args:
+        path: A YAML file; its sections ``task``, ``data`` and ``evaluation`` count, and ``data.train`` does not.
+        checkpoint: Name or folder of the model.
+        output_dir: Where the result is to be written.
+        name: What the model is called in comparisons; None: as the output folder.
+        revision: Revision of the model on the Hub.
+        overrides: As in `load_config`.
+
+    Raises:
+        ConfigurationError: Naming every problem, one a line.
+    """
+    problems = Problems()
+    data = read_yaml(path, problems)
+    _apply(data, overrides, problems)
+    keys: dict[str, Any] = {key: data[key] for key in ("task", "data", "evaluation") if key in data}
+    if isinstance(keys.get("data"), Mapping) and "id_test" in keys["data"]:
+        # Required, and not read here: what is said about it below does not count.
+        keys["data"] = {**keys["data"], "train": keys["data"]["id_test"]}
+    model = {"name": checkpoint, "revision": revision}
+    name = Path(output_dir).name if name is None else name
+    config = RunConfig.read({**keys, "name": name, "output_dir": output_dir, "model": model}, problems)
+    problems.found = [problem for problem in problems.found if "data.train" not in str(problem)]
+    problems.raise_if_any(str(path))
+    return config
+
+
 def load_intervention(source: str | PathLike[str]) -> InterventionConfig:
     """The section ``intervention`` of a preset, or of a YAML file (which may hold nothing else, or a whole run).
 

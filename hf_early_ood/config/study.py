@@ -1,14 +1,15 @@
-"""The settings of a study: arms x seeds over one common base."""
+"""The settings of a study: arms x seeds x sizes of the training set over one common base."""
 
 # `option` makes a dataclasses.field.
 # ruff: noqa: RUF009
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -16,7 +17,9 @@ from hf_early_ood.config.checks import check_name
 from hf_early_ood.config.merging import merge
 from hf_early_ood.config.parsing import Problem, Problems, build, option, usable
 from hf_early_ood.config.schema import RunConfig, fingerprint
-from hf_early_ood.errors import did_you_mean
+from hf_early_ood.errors import ConfigurationError, did_you_mean
+
+T = TypeVar("T")
 
 SECTION = "study"
 # Set for each run by the study itself.
@@ -34,6 +37,11 @@ class StudySection:
     baseline: str = option("Arm that the others are compared with.")
     seeds: tuple[int, ...] = option("Seeds that each arm is run with.")
     arms: dict[str, Any] = option("Arms by name: the keys of a run in which each differs from the rest of the file.")
+    sizes: tuple[int | None, ...] = option(
+        "Each arm is run with each number of training examples (null: all), as data.train.max_examples draws them.",
+        (),
+        allowed="a list, each item a whole number >= 1 or null",
+    )
     win_rates: dict[str, Any] = option(
         "Arms whose wins on the mean of the OOD sets are counted, each with the list of arms that it is held against.",
         dict,
@@ -52,11 +60,13 @@ class StudyConfig:
 
     Attributes:
         name: Name of the study.
-        output_dir: Its folder; a run writes into ``<output_dir>/<arm>/seed<seed>``.
+        output_dir: Its folder; a run writes into ``<output_dir>/<arm>/seed<seed>``, with sizes
+            ``<output_dir>/<arm>/size<size>/seed<seed>``.
         baseline: The arm that the others are compared with.
         seeds: Seeds that each arm is run with.
         arms: For each arm, the nested keys in which it differs from ``base``.
         base: The keys that all arms share.
+        sizes: Numbers of training examples, None for all; empty: as the rest of the file says.
         win_rates: Arms whose wins are counted, each with the arms that it is held against.
     """
 
@@ -66,6 +76,7 @@ class StudyConfig:
     seeds: tuple[int, ...]
     arms: dict[str, dict[str, Any]]
     base: dict[str, Any]
+    sizes: tuple[int | None, ...] = ()
     win_rates: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
@@ -95,6 +106,8 @@ class StudyConfig:
         baseline, seeds, arms = section.baseline, section.seeds, _read_arms(section.arms, problems)
         if usable(seeds):
             _check_seeds(seeds, problems)
+        sizes = section.sizes if usable(section.sizes) else ()
+        _check_sizes(sizes, base, arms, problems)
         if usable(section.arms):
             if len(section.arms) < 2:
                 problems.add("study.arms", "a study compares arms", got=list(section.arms), allowed="two arms or more")
@@ -103,7 +116,7 @@ class StudyConfig:
                     "study.baseline", f"is none of the arms. {did_you_mean(baseline, section.arms)}", got=baseline
                 )
         win_rates = _read_win_rates(section.win_rates, section.arms, problems)
-        study = cls(head.name, head.output_dir, baseline, seeds, arms, base, win_rates)
+        study = cls(head.name, head.output_dir, baseline, seeds, arms, base, sizes, win_rates)
         study._check_runs(problems)
         return study
 
@@ -112,7 +125,7 @@ class StudyConfig:
         found: dict[str, list[Problem]] = {}
         for arm in self.arms or {"": {}}:
             own = Problems()
-            RunConfig.read(self._run_keys(arm, 0), own)
+            RunConfig.read(self._run_keys(arm, 0, self._first_size), own)
             found[arm] = [problem for problem in own.found if problem.path not in ("name", "output_dir")]
         for arm, arm_problems in found.items():
             for problem in arm_problems:
@@ -123,24 +136,49 @@ class StudyConfig:
                 if problem not in problems.found:
                     problems.found.append(problem)
 
-    def _run_keys(self, arm: str, seed: int) -> dict[str, Any]:
-        keys = merge(self.base, self.arms.get(arm, {}))
-        folder = PurePath(self.output_dir if usable(self.output_dir) else "") / arm / f"seed{seed}"
-        return {**keys, "name": arm or "arm", "seed": seed, "output_dir": str(folder)}
+    @property
+    def _first_size(self) -> int | None:
+        return self.sizes[0] if self.sizes else None
 
-    def run(self, arm: str, seed: int) -> RunConfig:
-        """The run of one arm with one seed."""
-        return RunConfig.from_dict(self._run_keys(arm, seed))
+    def _run_keys(self, arm: str, seed: int, size: int | None) -> dict[str, Any]:
+        keys = merge(self.base, self.arms.get(arm, {}))
+        folder = PurePath(self.output_dir if usable(self.output_dir) else "") / arm
+        if self.sizes:
+            folder /= "sizeall" if size is None else f"size{size}"
+            if _has(keys, "data.train.source"):
+                keys = merge(keys, {"data": {"train": {"max_examples": size}}})
+        return {**keys, "name": arm or "arm", "seed": seed, "output_dir": str(folder / f"seed{seed}")}
+
+    def run(self, arm: str, seed: int, size: int | None = None) -> RunConfig:
+        """The run of one arm with one seed and, where the study has sizes, one of them."""
+        return RunConfig.from_dict(self._run_keys(arm, seed, size))
 
     def runs(self) -> Iterator[RunConfig]:
-        """All runs, seed by seed, so that a study that was stopped has whole comparisons first."""
-        for seed in self.seeds:
-            for arm in self.arms:
-                yield self.run(arm, seed)
+        """All runs, size by size and seed by seed, so that a study that was stopped has whole comparisons first."""
+        for size in self.sizes or (None,):
+            for seed in self.seeds:
+                for arm in self.arms:
+                    yield self.run(arm, seed, size)
+
+    def one_each(self) -> dict[str, RunConfig]:
+        """The first run of each arm with each size, by a title."""
+        return {
+            arm if not self.sizes else f"{arm}, {'all' if size is None else size} examples": self.run(
+                arm, self.seeds[0], size
+            )
+            for size in self.sizes or (None,)
+            for arm in self.arms
+        }
+
+    def size_of(self, run: RunConfig) -> int | None:
+        """Which of the sizes ``run`` belongs to; None: all examples, or a study without sizes."""
+        return run.data.train.max_examples if self.sizes else None
 
     def to_dict(self) -> dict[str, Any]:
         """The keys that `from_dict` reads."""
         section: dict[str, Any] = {"baseline": self.baseline, "seeds": list(self.seeds), "arms": self.arms}
+        if self.sizes:
+            section["sizes"] = list(self.sizes)
         if self.win_rates:
             section["win_rates"] = {arm: list(others) for arm, others in self.win_rates.items()}
         head = {"name": self.name, "output_dir": self.output_dir}
@@ -193,6 +231,36 @@ def _check_seeds(seeds: tuple[int, ...], problems: Problems) -> None:
     for seed in seeds:
         if not 0 <= seed < 2**32:
             problems.add("study.seeds", "is out of range", got=seed, allowed="whole numbers from 0 to 2**32 - 1")
+
+
+def _check_sizes(
+    sizes: tuple[int | None, ...], base: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]], problems: Problems
+) -> None:
+    for size in {size: None for size in sizes if sizes.count(size) > 1}:
+        problems.add("study.sizes", "names a size twice", got=size)
+    for size in sizes:
+        if size is not None and size < 1:
+            problems.add("study.sizes", "is out of range", got=size, allowed="whole numbers >= 1, or null for all")
+    key = "data.train.max_examples"
+    for path, keys in {"": base, **{f"study.arms.{arm}.": changes for arm, changes in arms.items()}}.items():
+        if sizes and _has(keys, key):
+            problems.add(f"{path}{key}", "cannot be set here: the sizes of a study are in 'study.sizes'")
+
+
+def shard_of(runs: Sequence[T], shard: str) -> list[T]:
+    """The part of ``runs`` that is meant by ``i/n``: the i-th of n, from 1; the parts are disjoint and cover all.
+
+    Raises:
+        ConfigurationError: It is none.
+
+    Example:
+        >>> shard_of(["a", "b", "c", "d", "e"], "2/3")
+        ['b', 'e']
+    """
+    match = re.fullmatch(r"([0-9]+)/([0-9]+)", shard)
+    if match is None or not 1 <= (index := int(match[1])) <= (count := int(match[2])):
+        raise ConfigurationError("The shard is not usable.", got=shard, allowed="1/n, 2/n, ..., n/n")
+    return list(runs[index - 1 :: count])
 
 
 def _has(keys: Any, path: str) -> bool:

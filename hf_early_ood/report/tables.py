@@ -41,13 +41,15 @@ def _set_name(split: str) -> str:
 
 
 def study_report(study: StudyRecord) -> str:
-    """The verdict in words, then the tables, as plain text of at most 100 columns."""
-    return "\n\n".join([verdict(study), *(table.text() for table in study_tables(study))]) + "\n"
+    """The verdict in words, then the tables, for each size; as plain text of at most 100 columns."""
+    parts = [[verdict(part), *(table.text() for table in study_tables(part))] for part in study.by_size()]
+    return "\n\n\n".join("\n\n".join(part) for part in parts) + "\n"
 
 
 def study_markdown(study: StudyRecord) -> str:
     """The same for a README or a model card."""
-    return "\n\n".join([verdict(study), *(table.markdown() for table in study_tables(study))]) + "\n"
+    parts = [[verdict(part), *(table.markdown() for table in study_tables(part))] for part in study.by_size()]
+    return "\n\n".join("\n\n".join(part) for part in parts) + "\n"
 
 
 def run_table(record: RunRecord, *, markdown: bool = False) -> str:

@@ -1,0 +1,143 @@
+"""The runs of a study against each other: from what they have predicted to differences, win rates and a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from hf_early_ood import names
+from hf_early_ood.atomic import write_text
+from hf_early_ood.config import EvaluationConfig
+from hf_early_ood.evaluation.predictions import read_predictions
+from hf_early_ood.evaluation.scoring import score_run
+from hf_early_ood.evaluation.statistics import Estimate, Run, compare_arms, count_differing
+from hf_early_ood.evaluation.win_rate import win_rate
+from hf_early_ood.names import OOD_MACRO_MEAN, OOD_WORST
+from hf_early_ood.report.figures import comparison_figure
+from hf_early_ood.report.tables import study_report
+from hf_early_ood.results import Comparison, StudyRecord, WinRateRecord, write_record
+
+
+def compared(
+    record: StudyRecord, folder: Path, settings: EvaluationConfig, held_against: Mapping[str, Sequence[str]]
+) -> StudyRecord:
+    """The record with its arms compared and wins counted anew, for each size of the training set.
+
+    Args:
+        record: The study.
+        folder: What the paths of its runs are relative to.
+        settings: Of the intervals.
+        held_against: Arms whose wins are counted, each with the arms that it is held against.
+    """
+    comparisons: list[Comparison] = []
+    win_rates: list[WinRateRecord] = []
+    for size, part in zip(record.sizes or (None,), record.by_size(), strict=True):
+        comparisons += [replace(item, size=size) for item in compare(part, folder, settings)]
+        win_rates += [replace(item, size=size) for item in count_wins(part, held_against, settings.confidence)]
+    return replace(record, comparisons=tuple(comparisons), win_rates=tuple(win_rates), confidence=settings.confidence)
+
+
+def write_study(
+    record: StudyRecord, folder: Path, settings: EvaluationConfig, held_against: Mapping[str, Sequence[str]]
+) -> StudyRecord:
+    """Write the record as `compared` makes it, verdict and pictures into ``folder``; the record that was written."""
+    record = compared(record, folder, settings, held_against)
+    write_text(folder / names.VERDICT_FILE, study_report(record))
+    for size, part in zip(record.sizes or (None,), record.by_size(), strict=True):
+        if any(arm_run.status == "complete" for arm_runs in part.arms.values() for arm_run in arm_runs):
+            picture = folder / names.COMPARISON_FIGURE
+            suffix = f"_size{'all' if size is None else size}" if record.sizes else ""
+            comparison_figure(part, picture.with_stem(picture.stem + suffix))
+    write_record(folder / names.STUDY_FILE, record)  # last: where it is, the others are
+    return record
+
+
+def compare(study: StudyRecord, folder: Path, settings: EvaluationConfig) -> tuple[Comparison, ...]:
+    """Every arm against the baseline, in every metric, on every split and over the OOD sets.
+
+    Only seeds that both arms have finished are compared: the comparison is paired.
+    """
+    finished = {
+        arm: {
+            arm_run.seed: folder / arm_run.path / names.PREDICTIONS_FILE
+            for arm_run in arm_runs
+            if arm_run.status == "complete"
+        }
+        for arm, arm_runs in study.arms.items()
+    }
+    found: list[Comparison] = []
+    for arm in study.arms:
+        seeds = [seed for seed in study.seeds if seed in finished[study.baseline] and seed in finished[arm]]
+        if arm == study.baseline or not seeds:
+            continue
+        # Two arms at a time: the scores of all would not fit in memory.
+        baseline_runs, arm_runs = (
+            [score_run(read_predictions(finished[name][seed])).scores for seed in seeds]
+            for name in (study.baseline, arm)
+        )
+        for metric in next(iter(arm_runs[0].values())).formulas:
+            found += _compare_arm(arm, baseline_runs, arm_runs, metric, settings)
+    return tuple(found)
+
+
+def count_wins(
+    study: StudyRecord, held_against: Mapping[str, Sequence[str]], confidence: float
+) -> tuple[WinRateRecord, ...]:
+    """How often some arms do better than others on the mean of the OOD sets, over the seeds that all have finished."""
+    scores: dict[str, dict[int, float]] = {arm: {} for arm in study.arms}
+    for arm, arm_runs in study.arms.items():
+        for arm_run in arm_runs:
+            summary = arm_run.evaluation.ood.get(study.metric) if arm_run.evaluation else None
+            if summary is not None and summary.macro_mean.value is not None:
+                scores[arm][arm_run.seed] = summary.macro_mean.value
+    found = []
+    for arm, others in held_against.items():
+        seeds = [seed for seed in study.seeds if all(seed in scores[name] for name in (arm, *others))]
+        if not seeds:
+            continue
+        controls = np.array([[scores[other][seed] for other in others] for seed in seeds])
+        rate = win_rate(np.array([scores[arm][seed] for seed in seeds]), controls, confidence=confidence)
+        interval = (rate.value, rate.low, rate.high)
+        found.append(WinRateRecord(arm, tuple(others), study.metric, *interval, rate.covers, rate.wins, len(seeds)))
+    return tuple(found)
+
+
+def _compare_arm(
+    arm: str, baseline_runs: Sequence[Run], arm_runs: Sequence[Run], metric: str, settings: EvaluationConfig
+) -> list[Comparison]:
+    result = compare_arms(
+        baseline_runs,
+        arm_runs,
+        metric=metric,
+        num_resamples=settings.bootstrap_samples,
+        confidence=settings.confidence,
+        seed=settings.seed,
+    )
+    difference = result.difference
+    counts = [count_differing(a, b, metric) for a, b in zip(arm_runs, baseline_runs, strict=True)]
+    differing = {split: sum(count[split] for count in counts) for split in difference.splits}
+    ood = [split for split in differing if names.is_ood(split)]
+    estimates: dict[str, Estimate | None] = {
+        **difference.splits,
+        OOD_MACRO_MEAN: difference.ood_mean,
+        OOD_WORST: difference.ood_worst,
+    }
+    return [
+        Comparison(
+            arm=arm,
+            metric=metric,
+            split=split,
+            difference=estimate.value,
+            low=estimate.low,
+            high=estimate.high,
+            n_examples=estimate.n,
+            n_seeds=len(arm_runs),
+            covers="examples and seeds" if result.covers == "examples and seeds" else "examples",
+            n_differing=sum(differing[part] for part in ([split] if split in differing else ood)),
+        )
+        for split, estimate in estimates.items()
+        if estimate is not None
+    ]
