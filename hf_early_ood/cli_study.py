@@ -156,9 +156,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     from hf_early_ood.report.tables import run_table
 
     if options.dry_run:
-        blueprint, labels, sets = material(suite, options.label_names)
-        print(f"{options.checkpoint}: {blueprint.model_class.__name__}\nlabels: {', '.join(labels)}")
-        for split, dataset in sets.items():
+        checked = material(suite, options.label_names)
+        labels = f"\nlabels: {', '.join(checked.label_names)}" if checked.label_names else ""
+        print(f"{options.checkpoint}: {checked.blueprint.model_class.__name__}{labels}")
+        for split, dataset in checked.datasets.items():
             print(f"{split}: {len(dataset):,}")
         return 0
     record = evaluate_checkpoint(

@@ -5,27 +5,32 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from hf_early_ood import names
 from hf_early_ood.claiming import holding
 from hf_early_ood.config import RunConfig
 from hf_early_ood.config.schema import fingerprint
-from hf_early_ood.data import _fingerprint, load_split
+from hf_early_ood.data import SplitInfo, load_test_splits
+from hf_early_ood.data.labels import Vocabulary
+from hf_early_ood.data.reports import fingerprint as content_hash
 from hf_early_ood.environment import capture_environment, timestamp
-from hf_early_ood.errors import ConfigurationError, DataError, ResumeError, UnsupportedModelError
+from hf_early_ood.errors import ConfigurationError, ResumeError, UnsupportedModelError
 from hf_early_ood.evaluation.predictions import write_predictions
-from hf_early_ood.evaluation.suites import evaluate_splits, model_predictor
+from hf_early_ood.evaluation.suites import evaluate_predictions
 from hf_early_ood.folders import is_free, remove_unfinished
-from hf_early_ood.probing.loading import Blueprint, class_names, read_blueprint
+from hf_early_ood.probing.loading import Blueprint, read_blueprint
 from hf_early_ood.results import ModelRecord, RunRecord, SplitRecord, read_run, write_record
 from hf_early_ood.sources import SplitSpec
-from hf_early_ood.tasks.sequence_classification import data_collator, load_tokenizer, tokenize
+from hf_early_ood.tasks import Task
+from hf_early_ood.tasks.configured import predict_splits, task_for
+from hf_early_ood.tasks.loading import class_names, load_tokenizer, task_of_class
 
 SELECTED_ELSEWHERE = "trained elsewhere"
+_WITH_LABELS = (names.SEQUENCE_CLASSIFICATION, names.TOKEN_CLASSIFICATION)
 
 
 def evaluate_checkpoint(
@@ -61,15 +66,23 @@ def evaluate_checkpoint(
         if finished is not None:
             return finished
         remove_unfinished(folder)
-        blueprint, known, sets = material(suite, label_names)
+        checked = material(suite, label_names)
         loaded = load_tokenizer(tokenizer or suite.model.name, revision=None if tokenizer else suite.model.revision)
-        tokens = {split: tokenize(dataset, loaded, suite.data.max_length) for split, dataset in sets.items()}
-        model = blueprint.load(device="cuda" if torch.cuda.is_available() else "cpu")
+        for dataset in checked.datasets.values():
+            checked.task.check(dataset, loaded)
+        model: Any = checked.blueprint.load(device="cuda" if torch.cuda.is_available() else "cpu")
+        if checked.label_names:
+            model.config.id2label = dict(enumerate(checked.label_names))
         load_seconds = time.perf_counter() - begin
-        evaluation = evaluate_splits(
-            model_predictor(model, data_collator(loaded), batch_size=suite.evaluation.batch_size),
-            tokens,
-            label_names=known,
+        evaluation = evaluate_predictions(
+            predict_splits(
+                checked.task,
+                model,
+                loaded,
+                checked.datasets,
+                checked.info,
+                batch_size=suite.evaluation.batch_size,
+            ),
             num_resamples=suite.evaluation.bootstrap_samples,
             confidence=suite.evaluation.confidence,
             seed=suite.evaluation.seed,
@@ -85,7 +98,7 @@ def evaluate_checkpoint(
             started=started,
             finished=timestamp(),
             command=command,
-            data={split: SplitRecord(len(dataset), _fingerprint(dataset)) for split, dataset in sets.items()},
+            data={split: SplitRecord(len(part), content_hash(part)) for split, part in checked.datasets.items()},
             model=ModelRecord(
                 name=suite.model.name,
                 num_parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -98,52 +111,66 @@ def evaluate_checkpoint(
     return record
 
 
-def material(
-    suite: RunConfig, label_names: Sequence[str] | None = None
-) -> tuple[Blueprint, tuple[str, ...], dict[str, Dataset]]:
-    """What `evaluate_checkpoint` works on, checked but for the weights: the model, its labels, the sets by split."""
-    blueprint = read_blueprint(suite.model.name, revision=suite.model.revision)
-    if blueprint.model_class.__name__ not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values():
+class Checked(NamedTuple):
+    """What `evaluate_checkpoint` works on, checked but for the weights."""
+
+    task: Task
+    blueprint: Blueprint
+    label_names: tuple[str, ...]
+    datasets: dict[str, Dataset]
+    info: dict[str, SplitInfo]
+
+
+def material(suite: RunConfig, label_names: Sequence[str] | None = None) -> Checked:
+    """The model, its labels and the sets by split.
+
+    Raises:
+        UnsupportedModelError: The model cannot be read, or is for another task.
+        DataError: The data is not usable, or has a label that the model does not know.
+        ConfigurationError: The label names are not usable.
+    """
+    task, blueprint = task_for(suite), read_blueprint(suite.model.name, revision=suite.model.revision)
+    if task_of_class(blueprint.model_class) != task.name:
         raise UnsupportedModelError(
             "The model is not for the task of the suite.", got=blueprint.model_class.__name__, allowed=suite.task
         )
-    own = class_names(blueprint.config)
-    if label_names is not None:
-        if len(label_names) != len(own):
-            raise ConfigurationError(
-                "There are not as many label names as the model has classes.",
-                got=", ".join(label_names),
-                allowed=f"{len(own)} names",
-            )
-        if sorted(label_names) == sorted(own) and list(label_names) != own:
-            raise ConfigurationError(
-                "The label names are those of the model in another order, which would exchange its classes.",
-                got=", ".join(label_names),
-                allowed=", ".join(own),
-                fix="Leave them out: the model has names of its own.",
-            )
-    known = tuple(own if label_names is None else label_names)
+    known = _label_names(blueprint, label_names) if task.name in _WITH_LABELS else ()
+    if label_names is not None and not known:
+        raise ConfigurationError(f"There are no labels in {task.name}.", got=", ".join(label_names))
     data = suite.data
     sources = {names.ID_VALIDATION: data.id_validation, names.ID_TEST: data.id_test}
     sources |= {names.ood(name): split for name, split in data.ood.items()}
-    sets, problems = {}, []
-    for split, source in sources.items():
-        try:
-            sets[split] = load_split(
-                SplitSpec(**vars(source)),
-                text=data.text,
-                text_pair=data.text_pair,
-                label=data.label,
-                label_names=known,
-                seed=data.seed,
-                label_owner="the model",
-                label_fix="Give the label of each class of the model, in its order, with --label-names.",
-            )
-        except DataError as error:
-            problems.append(f"{split}: {error}")
-    if problems:
-        raise DataError("\n".join(["The data is not usable.", *problems]))
-    return blueprint, known, sets
+    datasets, info = load_test_splits(
+        {split: SplitSpec(**vars(source)) for split, source in sources.items() if source is not None},
+        task=task.name,
+        columns=data.columns,
+        vocabulary=Vocabulary(
+            known or None, "the model", "Give the label of each class of the model, in its order, with --label-names."
+        ),
+        seed=data.seed,
+    )
+    return Checked(task, blueprint, known, datasets, info)
+
+
+def _label_names(blueprint: Blueprint, given: Sequence[str] | None) -> tuple[str, ...]:
+    """Of the classes of a model: those that are given, or its own."""
+    own = class_names(blueprint.config)
+    if given is None:
+        return tuple(own)
+    if len(given) != len(own):
+        raise ConfigurationError(
+            "There are not as many label names as the model has classes.",
+            got=", ".join(given),
+            allowed=f"{len(own)} names",
+        )
+    if sorted(given) == sorted(own) and list(given) != own:
+        raise ConfigurationError(
+            "The label names are those of the model in another order, which would exchange its classes.",
+            got=", ".join(given),
+            allowed=", ".join(own),
+            fix="Leave them out: the model has names of its own.",
+        )
+    return tuple(given)
 
 
 def _settings(suite: RunConfig, label_names: Sequence[str] | None, tokenizer: str | None) -> dict[str, object]:

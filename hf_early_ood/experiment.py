@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import PartialState
 from datasets import Dataset
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
@@ -33,7 +32,8 @@ from hf_early_ood.dynamics import read_dynamics
 from hf_early_ood.environment import capture_environment, timestamp
 from hf_early_ood.errors import ConfigurationError, EarlyOODError, ResumeError
 from hf_early_ood.evaluation.predictions import write_predictions
-from hf_early_ood.evaluation.suites import evaluate_splits, model_predictor
+from hf_early_ood.evaluation.scoring import METRIC_OF_GROUPS
+from hf_early_ood.evaluation.suites import evaluate_predictions
 from hf_early_ood.folders import check_writable, differing_keys, is_free, remove_unfinished
 from hf_early_ood.interpolating import interpolated_run
 from hf_early_ood.interventions.weight_interpolation import copied_weights
@@ -51,8 +51,9 @@ from hf_early_ood.results import (
 )
 from hf_early_ood.sharding import gathered
 from hf_early_ood.sources import SplitSpec
+from hf_early_ood.tasks import Task
 from hf_early_ood.tasks.adapters import with_lora
-from hf_early_ood.tasks.sequence_classification import SequenceClassification, data_collator
+from hf_early_ood.tasks.configured import predict_splits, task_for
 from hf_early_ood.trainer import EarlyOODTrainer
 from hf_early_ood.training import (
     LogAtCheckpoints,
@@ -169,11 +170,11 @@ def check(config: RunConfig) -> str:
     arguments, callback = make_arguments(config), make_staged(config.intervention)
     make_callbacks(config.intervention)  # raises
     material = prepare(config)
-    lines = [f"labels: {', '.join(material.splits.label_names)}"]
+    lines = [f"labels: {', '.join(material.splits.label_names)}"] if material.splits.label_names else []
     for name, report in material.splits.report.splits.items():
         counts = ", ".join(f"{count:,} {label}" for label, count in report.label_counts.items())
         lines.append(f"{name}: {report.num_examples:,} ({counts})")
-    num_examples = len(material.tokenized[names.TRAIN])
+    num_examples = len(material.encoded[names.TRAIN])
     updates = count_updates(arguments, num_examples)
     others = beside(config.intervention, material.model, updates)  # raises
     if callback is None:
@@ -259,35 +260,41 @@ def _load(task: str, data: str) -> Splits:
 class Material:
     """What training and evaluation work on."""
 
+    task: Task
     splits: Splits
-    tokenized: dict[str, Dataset]
-    model: PreTrainedModel | PeftModel
+    encoded: dict[str, Dataset]
+    """What the Trainer is given: training set and validation set."""
+    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
 
 def prepare(config: RunConfig) -> Material:
     """Load the data and the model of a run."""
     splits = load(config)
-    task = SequenceClassification(max_length=config.data.max_length)
+    task = task_for(config)
     loaded, tokenizer = task.load(
         config.model.name, splits.label_names, seed=config.seed, revision=config.model.revision
     )
     lora = config.model.lora
-    model = loaded if lora is None else with_lora(loaded, **asdict(lora))
-    tokenized = {name: task.encode(dataset, tokenizer) for name, dataset in splits.items()}
-    return Material(splits, tokenized, model, tokenizer)
+    # peft's wrapper stands for the model that it holds.
+    model = loaded if lora is None else cast(PreTrainedModel, with_lora(loaded, **asdict(lora)))
+    for dataset in splits.evaluation.values():
+        task.check(dataset, tokenizer)
+    encoded = {
+        name: task.encode(splits[name], tokenizer) for name in (names.TRAIN, names.ID_VALIDATION) if name in splits
+    }
+    return Material(task, splits, encoded, model, tokenizer)
 
 
 def _train_and_evaluate(config: RunConfig, material: Material, folder: Path, progress: _Progress) -> RunRecord:
     arguments, timer = make_arguments(config), StageTimer()
-    collator = data_collator(material.tokenizer)
     trainer = EarlyOODTrainer(
         model=material.model,
         args=arguments,
-        train_dataset=material.tokenized[names.TRAIN],
+        train_dataset=material.encoded[names.TRAIN],
         # The only set that may choose a checkpoint.
-        eval_dataset=material.tokenized.get(names.ID_VALIDATION),
-        data_collator=collator,
+        eval_dataset=material.encoded.get(names.ID_VALIDATION),
+        data_collator=material.task.collator(material.tokenizer),
         processing_class=material.tokenizer,
         callbacks=[timer, LogAtCheckpoints(), ProgressLines(), *make_callbacks(config.intervention)],
     )
@@ -317,21 +324,27 @@ def _train_and_evaluate(config: RunConfig, material: Material, folder: Path, pro
     selected_by = "last update"
     if arguments.load_best_model_at_end:
         selected_by = f"{arguments.metric_for_best_model} on {names.ID_VALIDATION}"
-    held_out = {name: dataset for name, dataset in material.tokenized.items() if name != names.TRAIN}
-    predict = model_predictor(material.model, collator, batch_size=config.evaluation.batch_size)
+    predict = functools.partial(
+        predict_splits,
+        material.task,
+        material.model,
+        material.tokenizer,
+        material.splits.evaluation,
+        material.splits.info,
+        batch_size=config.evaluation.batch_size,
+    )
     with ExitStack() as stack:
         stack.enter_context(gathered(material.model))  # by all ranks, and saved by one
         with progress.phase("evaluate"):
             if interpolation is not None and before is not None:
+                metric = METRIC_OF_GROUPS[config.task]
                 path, alpha = stack.enter_context(
-                    interpolated_run(interpolation, material.model, before, folder, predict, held_out)
+                    interpolated_run(interpolation, material.model, before, folder, predict, metric)
                 )
                 progress.parts["interpolation"] = path
                 selected_by += f", interpolated with alpha={alpha:g}"
-            evaluation = evaluate_splits(
-                predict,
-                held_out,
-                label_names=material.splits.label_names,
+            evaluation = evaluate_predictions(
+                predict(),
                 num_resamples=config.evaluation.bootstrap_samples,
                 confidence=config.evaluation.confidence,
                 seed=config.evaluation.seed,

@@ -19,7 +19,7 @@ from hf_early_ood.evaluation.plugged import Metric
 from hf_early_ood.evaluation.predictions import read_predictions
 from hf_early_ood.evaluation.suites import evaluate_predictions
 from hf_early_ood.results import ArmRun, RunRecord, StudyRecord, read_run, read_study, write_record
-from hf_early_ood.study import VERDICT_METRIC
+from hf_early_ood.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,11 @@ class Scoring:
         )
         selected_by = record.evaluation.selected_by if record.evaluation else "unknown"
         return replace(record, evaluation=evaluation.to_record(selected_by))
+
+
+def _metric_of(folder: Path) -> str:
+    """The metric of the verdict for the task of a run."""
+    return TASKS[read_run(folder / names.RESULTS_FILE).config["task"]].metric
 
 
 def _known(keys: dict[str, Any]) -> dict[str, Any]:
@@ -203,7 +208,7 @@ def compare_runs(
         title: (replace(ArmRun.from_run(record, str(path)), seed=0),)
         for title, (path, record) in zip(titles, scored.items(), strict=True)
     }
-    metric = scoring.metric or VERDICT_METRIC
+    metric = scoring.metric or _metric_of(paths[0])
     _check_metric(metric, scored[paths[0]])
     study = StudyRecord(
         name=" against ".join(titles), baseline=titles[0], seeds=(0,), metric=metric, arms=arms, command=command

@@ -35,10 +35,10 @@ from hf_early_ood.results import (
     read_study,
     write_record,
 )
+from hf_early_ood.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
-VERDICT_METRIC = names.BALANCED_ACCURACY
 _POLL_SECONDS = 2.0  # between two looks at runs that others are making
 
 
@@ -261,7 +261,7 @@ def _collect(config: StudyConfig, runs: Sequence[RunConfig], command: str) -> St
         name=config.name,
         baseline=config.baseline,
         seeds=config.seeds,
-        metric=VERDICT_METRIC,
+        metric=TASKS[next(config.runs()).task].metric,
         arms=arms,
         confidence=runs[0].evaluation.confidence,
         started=min((record.started for record in records), default=None),

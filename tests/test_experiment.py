@@ -107,7 +107,7 @@ def test_a_crash_leaves_a_record_and_the_run_goes_on_from_its_checkpoint(project
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "evaluate_splits", out_of_disk)
+        patch.setattr(experiment, "evaluate_predictions", out_of_disk)
         with pytest.raises(OSError, match="No space left"):
             experiment.run(run_config(project, **settings))
     failed = read_run(project / "out" / names.RESULTS_FILE)
@@ -330,7 +330,7 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(project, mo
         raise MemoryError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "evaluate_splits", killed)
+        patch.setattr(experiment, "evaluate_predictions", killed)
         with pytest.raises(MemoryError, match="killed"):
             experiment.run(run_config(project, **settings))
     for step in (8, 12):  # begun, not finished: transformers writes trainer_state.json last

@@ -97,6 +97,15 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class QuestionAnsweringConfig:
+    """How answers are looked for in long texts; for the task question_answering."""
+
+    doc_stride: int = option("Tokens of the context that a window shares with the one before.", 128, at_least=0)
+    max_answer_length: int = option("Tokens in the longest answer that is predicted.", 30, at_least=1)
+    no_answer: bool = option("Whether there are questions without an answer, as in SQuAD 2.0.", False)
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """How the trained model is judged."""
 
@@ -135,6 +144,7 @@ class RunConfig:
     )
     model: ModelConfig = option("The pretrained model.")
     data: DataConfig = option("The examples.")
+    question_answering: QuestionAnsweringConfig = option("How answers are looked for.", QuestionAnsweringConfig)
     training: dict[str, Any] = option("Any field of transformers.TrainingArguments, by its name.", dict)
     intervention: InterventionConfig = option("What is done to training.", InterventionConfig)
     evaluation: EvaluationConfig = option("How the model is judged.", EvaluationConfig)

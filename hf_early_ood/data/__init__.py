@@ -2,7 +2,16 @@
 
 from hf_early_ood.data.loading import load_split
 from hf_early_ood.data.reports import DataReport, SplitReport
-from hf_early_ood.data.splits import SplitInfo, Splits, load_splits
+from hf_early_ood.data.splits import SplitInfo, Splits, load_splits, load_test_splits
 from hf_early_ood.sources import SplitSpec
 
-__all__ = ["DataReport", "SplitInfo", "SplitReport", "SplitSpec", "Splits", "load_split", "load_splits"]
+__all__ = [
+    "DataReport",
+    "SplitInfo",
+    "SplitReport",
+    "SplitSpec",
+    "Splits",
+    "load_split",
+    "load_splits",
+    "load_test_splits",
+]

@@ -200,6 +200,43 @@ def load_splits(
     return Splits(datasets, vocabulary, info, report)
 
 
+def load_test_splits(
+    specs: Mapping[str, SplitSpec],
+    *,
+    task: str = SEQUENCE_CLASSIFICATION,
+    columns: Columns | None = None,
+    vocabulary: Vocabulary,
+    seed: int = 0,
+) -> tuple[dict[str, Dataset], dict[str, SplitInfo]]:
+    """Load sets to judge a model that exists already: no training set, so its labels come from the model.
+
+    Args:
+        specs: Split -> where its examples are.
+        task: Name of the task.
+        columns: As in `load_splits`.
+        vocabulary: The labels of the model.
+        seed: Seed of the sub-sampling.
+
+    Returns:
+        Split -> examples, and split -> how they are to be judged.
+
+    Raises:
+        DataError: Naming what is wrong with each split.
+    """
+    loaded: dict[str, Loaded] = {}
+    problems: dict[str, DataError] = {}
+    for split, spec in specs.items():
+        try:
+            loaded[split] = read_split(spec, task=task, columns=columns, vocabulary=vocabulary, seed=seed)
+        except DataError as error:
+            problems[split] = error
+    if problems:
+        lines = [f"{split} ({specs[split]}): {error}" for split, error in problems.items()]
+        raise DataError("\n".join(["The data is not usable.", *lines])) from next(iter(problems.values()))
+    info = {split: _info(specs[split], part, vocabulary.names or ()) for split, part in loaded.items()}
+    return {split: part.dataset for split, part in loaded.items()}, info
+
+
 def _info(spec: SplitSpec, part: Loaded, vocabulary: Sequence[str]) -> SplitInfo:
     coarse = coarser(vocabulary, spec.coarse_labels)[1] if spec.coarse_labels else None
     return SplitInfo(part.label_names, coarse, None if spec.language is None else base_language(spec.language))

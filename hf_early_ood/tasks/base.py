@@ -56,6 +56,14 @@ class Task(ABC):
         There may be more rows than examples (windows over a long text).
         """
 
+    def check(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Find what `predict` would stumble over, before a model is trained: columns, lengths, the tokenizer.
+
+        Raises:
+            EarlyOODError: As `predict` does.
+        """
+        self.encode(dataset.select(range(1)) if len(dataset) else dataset, tokenizer)
+
     @abstractmethod
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:
         """Rows of `encode` -> batch of tensors."""

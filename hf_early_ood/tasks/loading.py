@@ -48,8 +48,12 @@ def task_of_model(model: nn.Module) -> str | None:
         >>> task_of_model(empty_model(AutoModelForTokenClassification, "bundled:all-MiniLM-L6-v2"))
         'token_classification'
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    known = (_TASK_OF_CLASS.get(kind.__name__) for kind in type(base).__mro__)
+    return task_of_class(type(model.get_base_model() if isinstance(model, PeftModel) else model))
+
+
+def task_of_class(model_class: type) -> str | None:
+    """As `task_of_model`, for the class of a model."""
+    known = (_TASK_OF_CLASS.get(kind.__name__) for kind in model_class.__mro__)
     return next((task for task in known if task is not None), None)
 
 

@@ -135,7 +135,7 @@ class QuestionAnswering(Task):
             ConfigurationError: If ``max_length`` is more than the model takes.
             UnsupportedModelError: If the tokenizer cannot tell where its tokens are in the text.
         """
-        self._check(dataset, tokenizer)
+        self.check(dataset, tokenizer)
         located = [row for row, given in enumerate(dataset[ANSWERS][:]) if -1 not in given["answer_start"][:1]]
         if not located:
             raise DataError(
@@ -234,7 +234,7 @@ class QuestionAnswering(Task):
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, batch_size: int
     ) -> list[tuple[list[Answer], Answer]]:
         """For each question the best answers, and that there is none."""
-        self._check(dataset, tokenizer)
+        self.check(dataset, tokenizer)
         answers = []
         for _, batch in chunks(dataset):
             windows = self._cut(batch, tokenizer)
@@ -252,7 +252,8 @@ class QuestionAnswering(Task):
             batch[QUESTION], batch[CONTEXT], tokenizer, max_length=self.max_length, overlap=self.doc_stride
         )
 
-    def _check(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+    def check(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse what cannot be encoded or answered; see `encode` for the errors."""
         check_max_length(tokenizer, self.max_length, pair=True)
         check_columns(dataset, (QUESTION, CONTEXT, ANSWERS), tuple(self.roles))
         rows = zip(_ids(dataset), dataset[QUESTION][:], dataset[CONTEXT][:], dataset[ANSWERS][:], strict=True)
