@@ -345,7 +345,7 @@ def test_a_training_that_was_complete_is_not_trained_further(project, monkeypatc
     settings = {"training__lr_scheduler_type": "constant"}
     whole = experiment.run(run_config(project, output_dir=str(project / "whole"), **settings))
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "model_predictor", None)
+        patch.setattr(experiment, "predict_splits", None)
         with pytest.raises(TypeError, match="not callable"):
             experiment.run(run_config(project, **settings))
     assert list((project / "out").glob("checkpoint-*"))
@@ -415,7 +415,7 @@ def test_a_run_that_saves_weights_only_begins_anew(project, monkeypatch):
     settings = {"training__save_strategy": "steps", "training__save_steps": 4, "training__save_only_model": True}
     whole = experiment.run(run_config(project, output_dir=str(project / "whole"), **settings))
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "model_predictor", None)
+        patch.setattr(experiment, "predict_splits", None)
         with pytest.raises(TypeError, match="not callable"):
             experiment.run(run_config(project, **settings))
     assert (project / "out" / "checkpoint-12").is_dir()
