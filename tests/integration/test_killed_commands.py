@@ -40,11 +40,10 @@ def contents(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in folder.rglob("*"):
         name = str(path.relative_to(folder))
-        if path.suffix == ".parquet":
+        if path.suffix == ".safetensors":
+            found[name] = {key: (array.dtype, array.tobytes()) for key, array in load_file(path).items()}
+        elif path.suffix == ".parquet":
             found[name] = path.read_bytes()
-        elif path.suffix == ".safetensors":
-            arrays = load_file(path)
-            found[name] = {key: (arrays[key].dtype, arrays[key].tobytes()) for key in arrays}
         elif path.suffix in (".json", ".jsonl"):
             values = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
             found[name] = [without_times(json.loads(value)) for value in values]
