@@ -1,6 +1,6 @@
 """Do 95 % intervals hold the truth 95 % of the time, and do tests reject a true null 5 % of the time?
 
-    python benchmarks/bench_statistics.py [--quick] [--studies 1000]
+    python benchmarks/bench_statistics.py [--quick] [--studies 500]
 
 Studies with a known truth are simulated: two arms, S seeds, n examples of two classes (a fifth in the rarer, harder
 one). A prediction is right where a normal score is above zero; the score is the sum of effects of the example (shared
@@ -194,7 +194,7 @@ def powers() -> list[dict[str, float]]:
 
 def main() -> None:
     """Simulate, print and record."""
-    options = parser(__doc__, "bench_statistics", repetitions=1, studies=1000).parse_args()
+    options = parser(__doc__, "bench_statistics", repetitions=1, studies=500).parse_args()
     studies = 40 if options.quick else options.studies
     rng = np.random.default_rng(0)
     grid = []
