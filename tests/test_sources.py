@@ -177,6 +177,23 @@ def test_hub_data_without_a_revision_is_warned_of_once(monkeypatch: pytest.Monke
     assert "org/unpinned is read at its newest revision" in message
 
 
+def test_a_file_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def load(*args: object, **kwargs: object) -> Dataset:
+        calls.append((args, kwargs))
+        return Dataset.from_dict({"text": ["a"], "label": [1]})
+
+    monkeypatch.setattr("hf_early_ood.sources.load_dataset", load)
+    source = "hf://datasets/org/set@abc/raw/a.jsonl"
+    assert len(read_source(SplitSpec(source, split="train[:80%]"), COLUMNS)) == 1
+    assert calls == [(("json",), {"data_files": source, "split": "train[:80%]"})]
+    with pytest.raises(DataError, match="A file on the Hub has no revision"):
+        read_source(SplitSpec(source, revision="abc"), COLUMNS)
+    with pytest.raises(DataError, match=r"no reader for this file on the Hub\..*Allowed: \.jsonl"):
+        read_source(SplitSpec("hf://datasets/org/set@abc/a.txt"), COLUMNS)
+
+
 def test_a_loading_script_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*args: object, **kwargs: object) -> None:
         raise RuntimeError("Dataset scripts are no longer supported, but found set.py")
