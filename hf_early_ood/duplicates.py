@@ -6,12 +6,15 @@ import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from hf_early_ood.errors import ConfigurationError
 
 DEFAULT_THRESHOLD = 0.8
+_SHINGLES_PER_SHARED = 8  # for speed only
 
 _URL = re.compile(r"(?:https?://|www\.)\S+")
 _MENTION = re.compile(r"(?<!\w)@\w+")
@@ -80,8 +83,8 @@ def near_duplicates(
 
     The Jaccard similarity \|a & b\| / \|a | b\| is taken over the sets of runs of ``shingle_size`` words of the
     normalized texts (a shorter text is one shingle). The search is exact, not sampled: two sets
-    with similarity >= t must share one of their s - ceil(t s) + 1 rarest shingles (s: size of the set), so only those
-    are indexed.
+    with similarity >= t must share l of their s - ceil(t s) + l rarest shingles (s: size of the set), for any l, so
+    only those are indexed; l grows with s, or long texts would have too many in common by chance.
 
     Args:
         left: Texts of the first set.
@@ -119,19 +122,29 @@ def _matching_pairs(
     left: Sequence[frozenset[str]], right: Sequence[frozenset[str]], threshold: float, *, same: bool
 ) -> Iterator[NearDuplicate]:
     frequency = Counter(shingle for shingles in (left if same else [*left, *right]) for shingle in shingles)
+    rank = {shingle: place for place, shingle in enumerate(sorted(frequency, key=lambda one: (frequency[one], one)))}
 
-    def prefix(shingles: frozenset[str]) -> Iterable[str]:
-        rarest_first = sorted(shingles, key=lambda shingle: (frequency[shingle], shingle))
+    def rarest(shingles: frozenset[str]) -> tuple[list[int], int]:
+        """The ranks of the rarest shingles, and how many of them a similar set must share."""
         # The tolerance keeps ceil(0.8 * 5) at 4 under float rounding.
-        return rarest_first[: len(shingles) - math.ceil(threshold * len(shingles) - 1e-9) + 1]
+        needed = math.ceil(threshold * len(shingles) - 1e-9)
+        common = min(needed, 1 + len(shingles) // _SHINGLES_PER_SHARED)
+        return sorted(rank[shingle] for shingle in shingles)[: len(shingles) - needed + common], common
 
-    index: dict[str, list[int]] = defaultdict(list)
+    postings: dict[int, list[int]] = defaultdict(list)
+    shared = np.zeros(len(right), dtype=np.int64)
     for position, shingles in enumerate(right):
-        for shingle in prefix(shingles):
-            index[shingle].append(position)
+        prefix, shared[position] = rarest(shingles)
+        for place in prefix:
+            postings[place].append(position)
+    index = {place: np.array(positions, dtype=np.int64) for place, positions in postings.items()}
     for position, shingles in enumerate(left):
-        candidates = {other for shingle in prefix(shingles) for other in index.get(shingle, ())}
-        for other in sorted(candidates):
+        prefix, own = rarest(shingles)
+        found = [index[place] for place in prefix if place in index]
+        if not found:
+            continue
+        others, counts = np.unique(np.concatenate(found), return_counts=True)
+        for other in others[counts >= np.minimum(own, shared[others])].tolist():
             if same and other <= position:
                 continue
             common = len(shingles & right[other])

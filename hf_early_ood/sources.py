@@ -17,7 +17,7 @@ from datasets.exceptions import DatasetsError
 from transformers.utils import logging
 
 from hf_early_ood.bundled import BUNDLED_PREFIX, load_bundled
-from hf_early_ood.config.checks import FILE_SUFFIXES
+from hf_early_ood.config.checks import FILE_SUFFIXES, HUB_FILE
 from hf_early_ood.errors import ConfigurationError, DataError, did_you_mean
 from hf_early_ood.languages import closest_language, is_language
 
@@ -30,7 +30,7 @@ class SplitSpec:
 
     Attributes:
         source: ``bundled:vader-icwsm2014``; a .jsonl, .json, .csv, .tsv or .parquet file; a folder written by
-            ``save_to_disk``; or the id of a data set on the Hub.
+            ``save_to_disk``; the id of a data set on the Hub, or a file there, ``hf://datasets/owner/name@revision/path``.
         split: Split inside the source, e.g. ``tweets/train`` (bundled) or ``validation`` (Hub). Not for files.
         name: Configuration of a Hub data set, e.g. ``mnli`` of ``glue``.
         revision: Revision of a Hub data set: pin it, so that the numbers can be had again.
@@ -130,6 +130,9 @@ def _open(spec: SplitSpec) -> Dataset | Path:
     if spec.is_bundled:
         _refuse(spec, "bundled data", "name", "revision")
         return _only_split(spec, load_bundled(spec.source))
+    if spec.source.startswith(HUB_FILE):
+        _refuse(spec, "a file on the Hub", "name", "revision")
+        return _read_hub(spec)
     if path.suffix.lower() in FILE_SUFFIXES and not path.is_dir():
         _refuse(spec, "a file", "split", "name", "revision")
         if not path.is_file():
@@ -218,13 +221,16 @@ def _read_folder(spec: SplitSpec, path: Path) -> Dataset:
 
 
 def _read_hub(spec: SplitSpec) -> Dataset:
-    if spec.revision is None:
+    if spec.revision is None and "@" not in spec.source:
         logger.warning_once(
             f"{spec.source} is read at its newest revision, which may change. Give the set a revision (a commit), so "
             "that the numbers can be had again."
         )
     try:
-        loaded = load_dataset(spec.source, spec.name, split=spec.split, revision=spec.revision)
+        if spec.source.startswith(HUB_FILE):
+            loaded = load_dataset(_hub_file_format(spec.source), data_files=spec.source, split=spec.split)
+        else:
+            loaded = load_dataset(spec.source, spec.name, split=spec.split, revision=spec.revision)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # not found, no such split, offline, a script
         raise DataError(
             "The data set could not be loaded: it is no local file or folder, and the Hub said: "
@@ -233,6 +239,14 @@ def _read_hub(spec: SplitSpec) -> Dataset:
             fix="Check source, name, split and revision; without a network use a file or a folder of save_to_disk.",
         ) from error
     return loaded if isinstance(loaded, Dataset) else _only_split(spec, loaded)
+
+
+def _hub_file_format(source: str) -> str:
+    formats = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+    suffix = Path(source).suffix.lower()
+    if suffix not in formats:
+        raise DataError("There is no reader for this file on the Hub.", got=source, allowed=", ".join(formats))
+    return formats[suffix]
 
 
 def _read_file(path: Path, columns: Sequence[str]) -> Dataset:

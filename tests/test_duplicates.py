@@ -55,6 +55,21 @@ def test_equals_comparison_of_all_pairs(left: list[str], right: list[str], thres
     assert [(pair.left, pair.right) for pair in pairs] == _slow(left, right, threshold, size)
 
 
+def test_long_texts_equal_comparison_of_all_pairs() -> None:
+    rng = random.Random(0)
+    vocabulary = [f"w{i}" for i in range(300)]
+    left = [" ".join(rng.choices(vocabulary, k=rng.choice([20, 60, 150]))) for _ in range(40)]
+    right = []
+    for text in left:  # shares from nearly all to half of its words with one of the left
+        words = text.split()
+        changed = rng.randrange(len(words) // 2)
+        right.append(" ".join(words[changed:] + rng.choices(vocabulary, k=rng.randrange(changed + 1))))
+    for threshold in (0.5, 0.8, 0.95):
+        found = _slow(left, right, threshold, 1)
+        assert [(pair.left, pair.right) for pair in near_duplicates(left, right, threshold=threshold)] == found
+        assert len(found) > 3
+
+
 @settings(max_examples=50, deadline=None)
 @given(left=texts)
 def test_within_one_set_each_pair_comes_once(left: list[str]) -> None:

@@ -114,6 +114,29 @@ def test_file_that_is_not_utf8(tmp_path: Path) -> None:
         _read(tmp_path / "d.csv")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+@pytest.mark.parametrize("name", ["d.csv", "d.jsonl"])
+def test_utf16(tmp_path: Path, encoding: str, name: str) -> None:
+    content = "text,label\na,0\n" if name == "d.csv" else '{"text": "a", "label": 0}\n'
+    (tmp_path / name).write_bytes(content.encode(encoding))
+    with pytest.raises(DataError, match=r"not UTF-8|A column is not there|is not JSON|cannot be parsed|as many fields"):
+        _read(tmp_path / name)
+
+
+def test_half_of_a_character(tmp_path: Path) -> None:
+    path = _write(tmp_path / "d.jsonl", '{"text": "a", "label": 0}\n{"text": "b \\ud83d", "label": 1}\n')
+    with pytest.raises(DataError, match=r"'text' has half of a character.*'\\ud83d' in example 1"):
+        _read(path)
+    path = _write(tmp_path / "d.jsonl", '{"text": "b \\ud83d\\ude00", "label": 1}\n')
+    assert _read(path) == [{"text": "b \U0001f600", "label": 1}]
+
+
+def test_text_among_numbers(tmp_path: Path) -> None:
+    path = _write(tmp_path / "d.jsonl", '{"text": "a", "label": 0}\n{"text": 3, "label": 1}\n')
+    with pytest.raises(DataError, match=r"Column 'text' is not of one type.*Allowed: all text"):
+        _read(path)
+
+
 def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="The file is not there"):
         _read(tmp_path / "missing.csv")
@@ -139,7 +162,45 @@ def test_hub_data_goes_through_load_dataset(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("hf_early_ood.sources.load_dataset", load)
     spec = SplitSpec("org/set", name="cfg", revision="abc")
     assert list(read_source(spec, COLUMNS)) == [{"text": "a", "label": 1}]
-    assert calls == [(("org/set", "cfg"), {"split": None, "revision": "abc"})]
+    assert calls == [(("org/set", "cfg"), {"split": None, "revision": "abc"})]  # and no trust_remote_code
+
+
+def test_hub_data_without_a_revision_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    data = Dataset.from_dict({"text": ["a"], "label": [1]})
+    monkeypatch.setattr("hf_early_ood.sources.load_dataset", lambda *args, **kwargs: data)
+    monkeypatch.setattr("hf_early_ood.sources.logger.warning", lambda message, *args, **kwargs: said.append(message))
+    for _ in range(2):
+        read_source(SplitSpec("org/unpinned"), COLUMNS)
+    read_source(SplitSpec("org/pinned", revision="abc"), COLUMNS)
+    (message,) = said
+    assert "org/unpinned is read at its newest revision" in message
+
+
+def test_a_file_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def load(*args: object, **kwargs: object) -> Dataset:
+        calls.append((args, kwargs))
+        return Dataset.from_dict({"text": ["a"], "label": [1]})
+
+    monkeypatch.setattr("hf_early_ood.sources.load_dataset", load)
+    source = "hf://datasets/org/set@abc/raw/a.jsonl"
+    assert len(read_source(SplitSpec(source, split="train[:80%]"), COLUMNS)) == 1
+    assert calls == [(("json",), {"data_files": source, "split": "train[:80%]"})]
+    with pytest.raises(DataError, match="A file on the Hub has no revision"):
+        read_source(SplitSpec(source, revision="abc"), COLUMNS)
+    with pytest.raises(DataError, match=r"no reader for this file on the Hub\..*Allowed: \.jsonl"):
+        read_source(SplitSpec("hf://datasets/org/set@abc/a.txt"), COLUMNS)
+
+
+def test_a_loading_script_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("Dataset scripts are no longer supported, but found set.py")
+
+    monkeypatch.setattr("hf_early_ood.sources.load_dataset", load)
+    with pytest.raises(DataError, match="Dataset scripts are no longer supported"):
+        read_source(SplitSpec("org/script", revision="abc"), COLUMNS)
 
 
 def test_spec_is_checked() -> None:
@@ -147,3 +208,5 @@ def test_spec_is_checked() -> None:
         SplitSpec("")
     with pytest.raises(ConfigurationError, match="max_examples is too small"):
         SplitSpec("a.csv", max_examples=0)
+    with pytest.raises(ConfigurationError, match=r"no such language\. Got: german\..*Did you mean 'de' \(German\)"):
+        SplitSpec("a.csv", language="german")

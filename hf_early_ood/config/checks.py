@@ -19,6 +19,7 @@ SCHEDULE_KEYS = ("interval", "order", "initial", "release", "first", "start", "e
 # The keys of gradual unfreezing.
 _GRADUAL_KEYS = (*SCHEDULE_KEYS, "schedule", "signal", "vote", "signal_settings", "detector", "probe")
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+HUB_FILE = "hf://"
 _PATH_STARTS = (".", "/", "~")
 # Names become folders and parts of dotted keys.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -29,9 +30,11 @@ def is_file_source(source: str) -> bool:
     """Whether ``source`` means files on this machine rather than a data set's name.
 
     Example:
-        >>> is_file_source("data/train.csv"), is_file_source("stanfordnlp/sst2")
-        (True, False)
+        >>> is_file_source("data/train.csv"), is_file_source("stanfordnlp/sst2"), is_file_source("hf://datasets/a/b.csv")
+        (True, False, False)
     """
+    if source.startswith(HUB_FILE):
+        return False
     return source.startswith(_PATH_STARTS) or source.lower().endswith(FILE_SUFFIXES)
 
 

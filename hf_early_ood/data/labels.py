@@ -65,7 +65,8 @@ def written_names(
     for row, value in enumerate(values):
         number = int(value) if isinstance(value, bool) else value
         hidden = names is not None and isinstance(number, int) and number < 0
-        if not isinstance(number, str | int) or number == "" or (hidden and str(number) not in renames):
+        named = isinstance(number, str | int) or (isinstance(number, float) and str(number) in renames)
+        if not named or number == "" or (hidden and str(number) not in renames):
             raise DataError(
                 f"Column {column!r} has an example without a label that names a class.",
                 got=f"{value!r} in example {row if examples is None else examples[row]}",

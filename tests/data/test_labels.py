@@ -38,6 +38,13 @@ def test_several_labels_become_one_and_null_leaves_out(tmp_path: Path) -> None:
     assert splits.report.splits["train"].findings == {"left out by their label": 1}
 
 
+def test_numbers_that_are_not_whole_are_labels_only_by_name(tmp_path: Path) -> None:
+    stars = {"1.0": "negative", "5.0": "positive"}
+    assert load_split(write_texts(tmp_path / "a.jsonl", [5.0, 1.0], labels=stars))["label"][:] == [1, 0]
+    with pytest.raises(DataError, match=r"without a label that names a class\. Got: 2\.5 in example 2"):
+        load_split(write_texts(tmp_path / "a.jsonl", [5.0, 1.0, 2.5], labels=stars))
+
+
 def test_hidden_labels_are_left_out_where_that_is_said(tmp_path: Path) -> None:
     spec = save_texts(tmp_path / "a", [0, -1, 1], ["no", "yes"], labels={"-1": None})
     assert load_split(spec)["label"][:] == [0, 1]

@@ -85,7 +85,7 @@ def test_hidden_test_labels(tmp_path: Path) -> None:
 # Texts
 
 
-@pytest.mark.parametrize("text", [None, "", " \n", 3])
+@pytest.mark.parametrize("text", [None, "", " \n", "\0 \0", 3])
 def test_examples_without_text(tmp_path: Path, text: Any) -> None:
     texts = ["a", text] if not isinstance(text, int) else [text, text]
     with pytest.raises(DataError, match=re.escape(f"Got: {text!r} in example")):

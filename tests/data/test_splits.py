@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,48 @@ def test_bundled_splits_have_no_leaks() -> None:
     assert splits.label_names == ("negative", "positive")
     assert {name: report.near_duplicates for name, report in splits.report.splits.items()} == dict.fromkeys(splits, 0)
     assert [len(dataset) for dataset in splits.values()] == [1704, 242, 546, 9171, 2439, 1535]
+
+
+def test_exact_duplicates_of_an_evaluation_set_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("hf_early_ood.data.splits.logger.warning", said.append)
+    train = write_texts(tmp_path / "a.jsonl", ["x", "y"])
+    test = write_texts(tmp_path / "b.jsonl", ["x", "y", "x", "x"], ["one", "one", "One", "one"])
+    splits = load_splits(train=train, id_test=test)
+    assert (splits.report.splits["id_test"].duplicates, splits.report.splits["train"].duplicates) == (2, 0)
+    assert said == ["id_test: 2 examples repeat an earlier one exactly; they are kept."]
+
+
+def test_truncated_examples_have_a_place_in_the_report(specs: dict[str, Any]) -> None:
+    report = load_splits(**specs).report
+    assert report.splits["train"].truncated is None
+    counted = report.with_truncated({"train": 3, "id_test": 0})
+    assert [counted.splits[split].truncated for split in ("train", "id_test", "ood/movie")] == [3, 0, None]
+    assert counted.splits["train"].fingerprint == report.splits["train"].fingerprint
+
+
+def test_very_long_texts_load_in_time(tmp_path: Path) -> None:
+    words = " ".join(f"word{i % 9000}" for i in range(12_000))
+    assert len(words) > 100_000
+    chinese = "".join(chr(0x4E00 + i % 5000) for i in range(100_000))
+    train = write_texts(tmp_path / "a.jsonl", ["x", "y", "x"], [f"{words} end", chinese, "\0 short \0"])
+    test = write_texts(tmp_path / "b.jsonl", ["x", "y"], [words, chinese + "\u4e01"])
+    start = time.perf_counter()
+    splits = load_splits(train=train, id_test=test)
+    assert time.perf_counter() - start < 20
+    assert splits.report.splits["id_test"].near_duplicates == 2
+    assert splits["train"]["text"][:][1:] == [chinese, "\0 short \0"]
+
+
+def test_all_columns_are_in_the_fingerprint(tmp_path: Path) -> None:
+    def fingerprint(pair: str, group: str, number: int) -> str:
+        train = write_texts(
+            tmp_path / "a.jsonl", ["x", "y"], more={"p": [pair, "b"], "g": [group, "h"], "n": [number, 2]}
+        )
+        columns = {"text_pair": "p", "group": "g", "id": "n"}
+        return load_splits(train=train, id_test=train, columns=columns).report.splits["train"].fingerprint
+
+    assert (
+        len({fingerprint("a", "g", 1), fingerprint("b", "g", 1), fingerprint("a", "f", 1), fingerprint("a", "g", 3)})
+        == 4
+    )
