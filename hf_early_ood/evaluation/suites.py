@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from hf_early_ood.errors import DataError
+from hf_early_ood.errors import ConfigurationError, DataError
 from hf_early_ood.evaluation.metrics import METRICS, FloatArray, IntArray, check_predictions, predicted_classes
 from hf_early_ood.evaluation.statistics import (
     CONFIDENCE,
@@ -176,6 +176,9 @@ def model_predictor(
         Function: tokenized data set with ``input_ids`` -> logits (n, C) as float32, in the order of the data set; see
         :func:`~hf_early_ood.tasks.forward.logits_of`.
 
+    Raises:
+        ConfigurationError: If the batch size is not positive.
+
     Example:
         >>> from hf_early_ood.tasks.sequence_classification import SequenceClassification
         >>> task = SequenceClassification(max_length=16)
@@ -184,9 +187,12 @@ def model_predictor(
         >>> model_predictor(model, task.collator(tokenizer))(dataset).shape
         (2, 2)
     """
+    if batch_size < 1:
+        raise ConfigurationError("The batch size is too small.", got=batch_size, allowed="1 or more")
 
     def predict(dataset: Dataset) -> FloatArray:
-        return logits_of(model, collator, dataset, batch_size=batch_size)
+        inputs = dataset.select_columns([column for column in dataset.column_names if column != LABELS])
+        return logits_of(model, collator, inputs, batch_size=batch_size)
 
     return predict
 

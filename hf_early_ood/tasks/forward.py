@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import nn
 from tqdm.auto import tqdm
 
-from hf_early_ood.errors import ConfigurationError
+from hf_early_ood.checks import check_count
 from hf_early_ood.names import LABELS
 from hf_early_ood.probes.isolation import eval_mode
 
@@ -41,8 +41,7 @@ def run_model(
     Raises:
         ConfigurationError: If the batch size is not positive.
     """
-    if batch_size < 1:
-        raise ConfigurationError("The batch size is too small.", got=batch_size, allowed="1 or more")
+    check_count("batch_size", batch_size)
     device = next(model.parameters()).device
     longest_first = np.argsort([-_length(ids) for ids in dataset["input_ids"][:]], kind="stable").tolist()
     starts = range(0, len(longest_first), batch_size)

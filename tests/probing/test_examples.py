@@ -12,7 +12,8 @@ from hf_early_ood.probing import loading, probe_checkpoints, probe_model
 from hf_early_ood.probing.examples import Padding, make_probe_set
 from hf_early_ood.probing.loading import read_blueprint
 from hf_early_ood.sources import SplitSpec
-from hf_early_ood.tasks.sequence_classification import data_collator, load_tokenizer, tokenize
+from hf_early_ood.tasks.loading import load_tokenizer
+from hf_early_ood.tasks.sequence_classification import data_collator, tokenize
 from tests import families
 from tests.probing.saved import CHEAP, SMALL, request, save_classifier
 from tests.tiny_project import make_project, sentences, write_rows

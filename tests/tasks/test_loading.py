@@ -14,12 +14,13 @@ from tests import families
 from tests.tiny_project import make_project
 
 BUNDLED = "bundled:all-MiniLM-L6-v2"
+TASK = SequenceClassification()
 
 
 def test_bundled_model_with_a_seeded_head() -> None:
-    model, tokenizer = load_classifier(BUNDLED, ["negative", "neutral", "positive"], seed=3)
-    same, _ = load_classifier(BUNDLED, ["negative", "neutral", "positive"], seed=3)
-    other, _ = load_classifier(BUNDLED, ["negative", "neutral", "positive"], seed=4)
+    model, tokenizer = TASK.load(BUNDLED, ["negative", "neutral", "positive"], seed=3)
+    same, _ = TASK.load(BUNDLED, ["negative", "neutral", "positive"], seed=3)
+    other, _ = TASK.load(BUNDLED, ["negative", "neutral", "positive"], seed=4)
     assert model.config.label2id == {"negative": 0, "neutral": 1, "positive": 2}
     assert model.classifier.weight.shape == (3, 384)
     assert torch.equal(model.classifier.weight, same.classifier.weight)
@@ -41,7 +42,7 @@ def decoder(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
 
 
 def test_decoder_gets_a_padding_token(decoder: Path) -> None:
-    model, tokenizer = load_classifier(str(decoder), ["a", "b", "c"])
+    model, tokenizer = TASK.load(str(decoder), ["a", "b", "c"])
     assert tokenizer.pad_token == tokenizer.eos_token == "[SEP]"
     assert model.config.pad_token_id == tokenizer.pad_token_id == 2
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -52,39 +53,68 @@ def test_no_padding_and_no_end_token(decoder: Path, tokenizer: PreTrainedTokeniz
     tokenizer.eos_token = None
     tokenizer.save_pretrained(decoder)
     with pytest.raises(UnsupportedModelError, match="neither a padding nor an end-of-sequence token"):
-        load_classifier(str(decoder), ["a", "b", "c"])
+        TASK.load(str(decoder), ["a", "b", "c"])
 
 
 @pytest.mark.parametrize("names", [["a"], ["a", "a"], []])
 def test_labels_of_a_classifier(names: list[str]) -> None:
     with pytest.raises(DataError, match="Labels are not usable"):
-        load_classifier(BUNDLED, names)
+        TASK.load(BUNDLED, names)
 
 
-def test_empty_classifier_leaves_random_numbers_alone() -> None:
+def test_empty_model_leaves_random_numbers_alone() -> None:
     before = torch.get_rng_state()
-    model = empty_classifier(BUNDLED, num_labels=5)
+    model = TASK.empty(BUNDLED, num_labels=5)
     assert model.classifier.weight.shape == (5, 384)
     assert all(parameter.device.type == "meta" for parameter in model.parameters())
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_is_sequence_classification(family: str) -> None:
-    assert is_sequence_classification(families.build(family))
+def test_task_of_every_family(family: str) -> None:
+    assert task_of_model(families.build(family)) == "sequence_classification"
 
 
-def test_other_models_are_not_sequence_classification() -> None:
-    assert not is_sequence_classification(families.build("bert", task="token_classification"))
-    assert not is_sequence_classification(torch.nn.Linear(2, 2))
-    lora = get_peft_model(families.build("bert"), LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
-    assert is_sequence_classification(lora)
-    other = families.build("bert", task="token_classification")
-    assert not is_sequence_classification(get_peft_model(other, LoraConfig(target_modules=["query"])))
+@pytest.mark.parametrize("task", ["sequence_classification", "token_classification", "multiple_choice"])
+def test_task_of_a_model(task: str) -> None:
+    model = families.build("bert", task=task)
+    assert task_of_model(model) == task
+    assert task_of_model(type("Mine", (type(model),), {})(model.config)) == task
+    assert task_of_model(get_peft_model(model, LoraConfig(target_modules=["query"]))) == task
+
+
+def test_models_of_no_task() -> None:
+    assert task_of_model(torch.nn.Linear(2, 2)) is None
+    assert task_of_model(families.build("bert", task="encoder")) is None
+    assert task_of_model(families.build("gpt2", task="causal_lm")) is None
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_every_task_loads_the_bundled_encoder(name: str) -> None:
+    task = TASKS[name]()
+    assert task.name == name
+    model, tokenizer = task.load(BUNDLED, ["a", "b", "c"], seed=1)
+    again, _ = task.load(BUNDLED, ["a", "b", "c"], seed=1)
+    assert task_of_model(model) == task_of_model(task.empty(BUNDLED)) == name
+    assert tokenizer.pad_token == "[PAD]"
+    assert all(torch.equal(weight, again.state_dict()[path]) for path, weight in model.state_dict().items())
+
+
+def test_choices_have_no_names() -> None:
+    model, _ = MultipleChoice().load(BUNDLED, ["only one"])
+    assert model.classifier.weight.shape == (1, 384)
+    assert "only one" not in model.config.label2id
+
+
+def test_model_without_a_head_for_the_task(decoder: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"cannot be loaded: .*AutoModelForMultipleChoice"):
+        MultipleChoice().load(str(decoder), ())
+    with pytest.raises(UnsupportedModelError, match=r"cannot be loaded: .*AutoModelForMultipleChoice"):
+        MultipleChoice().empty(str(decoder))
 
 
 def test_model_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"tokenizer cannot be loaded.*Got: .*nowhere.*Check the name"):
-        load_classifier(str(tmp_path / "nowhere"), ["no", "yes"])
+        TASK.load(str(tmp_path / "nowhere"), ["no", "yes"])
 
 
 def test_checkpoint_without_its_encoder_is_refused(tmp_path: Path) -> None:
@@ -93,11 +123,11 @@ def test_checkpoint_without_its_encoder_is_refused(tmp_path: Path) -> None:
     config.num_hidden_layers += 1
     config.save_pretrained(tmp_path / "model")
     with pytest.raises(UnsupportedModelError, match=r"lacks weights below the head.*16 missing.*encoder\.layer\.3"):
-        load_classifier(str(tmp_path / "model"), ["no", "yes"])
+        TASK.load(str(tmp_path / "model"), ["no", "yes"])
 
 
 def test_advice_for_a_folder_is_not_about_its_name(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UnsupportedModelError, match="A file in the folder is missing or broken") as caught:
-        empty_classifier(str(tmp_path))
+        TASK.empty(str(tmp_path))
     assert "name" not in caught.value.fix
