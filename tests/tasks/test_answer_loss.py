@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_early_ood.errors import DataError, UnsupportedModelError
+from hf_early_ood.errors import ConfigurationError, DataError, UnsupportedModelError
 from hf_early_ood.tasks.answer_loss import QuestionAnsweringLoss, span_logits, with_labels
+from hf_early_ood.tasks.losses import loss_for
 from tests import families
 
 
@@ -66,3 +67,10 @@ def test_what_has_no_answers_has_no_loss():
         QuestionAnsweringLoss()((torch.zeros(1, 2), torch.zeros(1, 2)), None)
     with pytest.raises(UnsupportedModelError, match=r"does not return start and end logits\. Got: logits"):
         span_logits({"logits": torch.zeros(1, 2)})
+
+
+def test_places_are_not_smoothed():
+    model = families.build("bert", task="question_answering")
+    assert isinstance(loss_for(model), QuestionAnsweringLoss)
+    with pytest.raises(ConfigurationError, match="Label smoothing is not for question answering"):
+        loss_for(model, label_smoothing=0.1)
