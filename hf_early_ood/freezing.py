@@ -87,7 +87,7 @@ class Freezer:
     Args:
         groups: Group name to (parameter name to parameter); ``{g.name: g.parameters for g in LayerGroups}``.
         model: The model, so that :func:`thaw` finds what an interrupted training has left frozen.
-        owner: Whatever the freezing belongs to, to tell one training from another.
+        owner: Whoever freezes, for others that come upon it through :func:`frozen_by`.
 
     Raises:
         ConfigurationError: Nothing is trainable.

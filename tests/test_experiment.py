@@ -201,6 +201,15 @@ def test_a_switch_that_nothing_decides_is_found_by_check(project):
         text(2)
 
 
+def test_a_first_stage_that_nothing_ends_is_found_by_check(project):
+    path = project / "schedule.yaml"
+    groups = ["embeddings", "block.0", "block.1", "block.2", "head"]
+    path.write_text(UnfreezingSchedule(groups, interval=2, stages=[["head"]]).to_yaml())
+    own = {"method": "gradual_unfreezing", "schedule": str(path), "weight_interpolation": {"head": "first_stage"}}
+    with pytest.raises(ConfigurationError, match="There is no first stage"):
+        experiment.check(run_config(project, intervention=own))
+
+
 def test_check_finds_layers_without_an_initializer(project, monkeypatch):
     def refuse(*parts):
         raise UnsupportedModelError("Nothing initializes these.")

@@ -14,8 +14,12 @@ from transformers.utils import logging
 
 from hf_early_ood import names
 from hf_early_ood.atomic import replacing
+from hf_early_ood.callbacks.measuring import from_main_process
 from hf_early_ood.callbacks.resumable import ResumableCallback
-from hf_early_ood.errors import ResumeError, UnsupportedSetupError
+from hf_early_ood.callbacks.staged import StagedCallback
+from hf_early_ood.errors import ConfigurationError, ResumeError, UnsupportedSetupError
+from hf_early_ood.freezing import frozen_by
+from hf_early_ood.schedules import Schedule, UnfreezingSchedule
 from hf_early_ood.sharding import is_split_otherwise, sharded_modules
 
 logger = logging.get_logger(__name__)
@@ -33,6 +37,7 @@ class FirstStageCallback(ResumableCallback):
     Costs one look at the flags of all parameters in every update, and once a file of the size of the head.
 
     Raises:
+        ConfigurationError: Before the first update: training does not begin with a stage that a release ends.
         UnsupportedSetupError: Before the first update: parameters that are split over processes.
         ResumeError: The checkpoint is from after the release, and the file is gone.
 
@@ -46,6 +51,7 @@ class FirstStageCallback(ResumableCallback):
         super().__init__({})
         self._names: list[str] = []
         self._released_at: int | None = None
+        self._begins = False  # until the first update of a training
 
     def learned(self) -> dict[str, Any]:
         """What trains in the first stage, and after how many updates it ended."""
@@ -69,15 +75,26 @@ class FirstStageCallback(ResumableCallback):
         saved = self._saved(state) or {"names": [], "released_at": None}
         self._names, self._released_at = saved["names"], saved["released_at"]
         path = _path(str(args.output_dir))
-        if self._released_at is not None and not path.is_file():
+        # Looked for where it was written: the other processes may have no such folder.
+        if self._released_at is not None and not from_main_process(path.is_file()):
             raise ResumeError(
                 "The weights of the first stage are gone.",
                 got=f"no {path}, which was written after update {self._released_at}",
                 fix="Put the file back, or resume from a checkpoint before that update.",
             )
-        if self._released_at is None and state.is_world_process_zero:
-            path.unlink(missing_ok=True)  # of another training
+        self._begins = True
         self._announce(state)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        """Look at the schedule before the first update, when whoever freezes layers has done so."""
+        begins, self._begins = self._begins, False
+        if not begins or self._released_at is not None:
+            return
+        freezer = frozen_by(kwargs["model"])
+        staged = None if freezer is None else freezer.owner
+        check_first_stage(staged.schedule if isinstance(staged, StagedCallback) else None)
+        if state.is_world_process_zero:
+            _path(str(args.output_dir)).unlink(missing_ok=True)  # of another training
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -100,6 +117,40 @@ class FirstStageCallback(ResumableCallback):
         """Say so if there was nothing to keep."""
         if self._released_at is None:
             logger.warning("What trains has not changed during training: there are no weights of a first stage.")
+
+
+def check_first_stage(schedule: Schedule | None) -> None:
+    """Refuse a training in which no release ends a first stage, so that nothing could be kept, or the wrong weights.
+
+    Args:
+        schedule: What freezes and releases layers; None: nothing.
+
+    Raises:
+        ConfigurationError: It is no unfreezing schedule, begins late, or releases nothing.
+
+    Example:
+        >>> check_first_stage(UnfreezingSchedule(["block.0", "head"], interval=5))
+        >>> check_first_stage(None)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        hf_early_ood.errors.ConfigurationError: ... Got: all layers train from the start. ...
+    """
+    if schedule is None:
+        got = "all layers train from the start"
+    elif not isinstance(schedule, UnfreezingSchedule):
+        got = "layers that are frozen in the course of training, as by LISA and AutoFreeze"
+    elif schedule.start:
+        got = f"start={schedule.start}: all layers train first"
+    elif not schedule.num_releases:
+        got = f"a schedule that releases nothing after {', '.join(schedule.trainable_in(0))}"
+    else:
+        return
+    raise ConfigurationError(
+        "There is no first stage whose weights could be kept: training must begin with few layers, until others are"
+        " released.",
+        got=got,
+        allowed="gradual unfreezing or LP-FT without a late start",
+        fix="Use GradualUnfreezingCallback (method: gradual_unfreezing), or take the trained head: head='final'.",
+    )
 
 
 def read_first_stage(output_dir: str | os.PathLike[str]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from hf_early_ood import names
+from hf_early_ood.callbacks.first_stage import check_first_stage
 from hf_early_ood.callbacks.generations import forgotten
 from hf_early_ood.callbacks.learning_rates import check_decides
 from hf_early_ood.callbacks.making import make_callbacks, make_staged
@@ -20,6 +21,7 @@ from hf_early_ood.config.interventions import (
 from hf_early_ood.interventions.forgetting import initial_values
 from hf_early_ood.interventions.generations import Generations, split_at
 from hf_early_ood.interventions.learning_rates import LENGTHS, checked_length, constant_factors
+from hf_early_ood.interventions.weight_interpolation import FIRST_STAGE
 from hf_early_ood.layers import LayerGroups, find_layer_groups
 from hf_early_ood.schedules import Schedule
 from hf_early_ood.schedules.base import in_words
@@ -47,6 +49,8 @@ def beside(settings: InterventionConfig, model: nn.Module, updates: int | None) 
     if settings.fisher_penalty is not None:
         lines.append(_fisher_penalty(settings.fisher_penalty))
     if settings.weight_interpolation is not None:
+        if settings.weight_interpolation.head == FIRST_STAGE:
+            check_first_stage(schedule)
         lines.append(_weight_interpolation(settings.weight_interpolation))
     return lines
 

@@ -55,7 +55,14 @@ def select_largest(
     """The candidate with the largest score; of equal ones the first.
 
     The score of several groups that are released together is the sum of theirs for traces, which add up over groups,
-    and the largest one for ratios, which do not.
+    and the largest one for ratios, which do not. A group without a value (its weights are all zero, so that a gradient
+    has no norm relative to theirs) adds nothing. A candidate of such groups alone comes after all others; of several
+    such the first, with a warning.
+
+    Args:
+        candidates: What can be released next: sets of groups that are released together.
+        per_group: Score by group.
+        measure: What the scores are.
 
     Example:
         >>> per_group = {"embeddings": 1.0, "block.0": 1.5, "block.1": 2.0, "head": 9.0}
@@ -64,4 +71,11 @@ def select_largest(
         (('embeddings', 'block.0'), ('block.1',))
     """
     combined: Callable[[list[float]], float] = max if measure == RATIO else math.fsum
-    return max(candidates, key=lambda unit: combined([per_group.get(name) or 0.0 for name in unit]))
+    values = {tuple(unit): [v for name in unit if (v := per_group.get(name)) is not None] for unit in candidates}
+    scores = {unit: combined(known) for unit, known in values.items() if known}
+    if not scores:
+        if len(candidates) > 1:
+            left = ", ".join(name for unit in candidates for name in unit)
+            logger.warning(f"None of {left} has a {measure}: they are released in this order.")
+        return candidates[0]
+    return max(scores, key=lambda unit: scores[unit])

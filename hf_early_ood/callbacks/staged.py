@@ -46,6 +46,7 @@ class StagedCallback(RecordingCallback):
         super().__init__(settings, probe_dataset)
         self._run: StagedRun | None = None
         self._is_training = False
+        self._state: TrainerState | None = None  # tells one training from another
         self._input_gradients: Callable[[], None] = lambda: None
         self._recompilations: Callable[[], None] = lambda: None
         self._rewrap: Callable[[], None] | None = None
@@ -136,10 +137,11 @@ class StagedCallback(RecordingCallback):
         """Freeze: the optimizer and the wrappers exist and hold every layer by now."""
         model, dataloader = kwargs["model"], kwargs["train_dataloader"]
         self.release_leftovers(model, state)
+        self._state = state
         check_launcher(args, model, rewraps=self._rewrap is not None)
         begin(model)
         groups = find_layer_groups(model).trainable()
-        freezer = Freezer({group.name: group.parameters for group in groups}, model, owner=state)
+        freezer = Freezer({group.name: group.parameters for group in groups}, model, owner=self)
         check_optimizer(kwargs["optimizer"], {name: p for g in freezer.managed.values() for name, p in g.items()})
         if self.checks_loss_scale:
             warn_about_loss_scale(args, model)
@@ -217,7 +219,8 @@ class StagedCallback(RecordingCallback):
         """
         self._end()
         freezer = frozen_by(model)
-        if freezer is not None and state is not None and freezer.owner is state:
+        owner = None if freezer is None else freezer.owner
+        if state is not None and isinstance(owner, StagedCallback) and owner._state is state:
             raise ConfigurationError(
                 "Two callbacks that freeze layers in one training.", fix="Pass one of them to the Trainer."
             )

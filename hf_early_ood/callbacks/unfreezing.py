@@ -165,6 +165,7 @@ class GradualUnfreezingCallback(StagedCallback):
         self._decider: IntervalDecider | None = None
         self._probe_set: ProbeSet | None = None
         self._selection_seconds = 0.0
+        self._selection: dict[str, Any] | None = None  # the record of the last one
 
     @property
     def _signals(self) -> list[str]:
@@ -283,7 +284,7 @@ class GradualUnfreezingCallback(StagedCallback):
         dataloader: Any,
         saved: Mapping[str, Any] | None,
     ) -> None:
-        self._decider, self._probe_set, self._selection_seconds = None, None, 0.0
+        self._decider, self._probe_set, self._selection, self._selection_seconds = None, None, None, 0.0
         if schedule.is_resolved and schedule.select is None:
             return  # nothing has to be measured
         self._probe_set = self._make_probe_set(model, dataloader)
@@ -345,18 +346,20 @@ class GradualUnfreezingCallback(StagedCallback):
         run, probe_set = self._run, self._probe_set
         if run is None or probe_set is None or schedule.select is None:
             raise RuntimeError("a selection outside of training")
-        record = scores_of(
-            schedule.select,
-            model,
-            run.freezer,
-            probe_set,
-            run.groups,
-            seed=self.settings["probe_seed"],
-            settings=self._measure_settings(schedule.select),
-        )
-        self._selection_seconds += record["seconds"]
-        # A name of its own: the signal may be the same measure, of what trains only.
-        record = {"step": state.global_step, **record, "measure": f"{names.SELECTION}/{schedule.select}"}
-        record = from_main_process(record)
-        run.log.append(record)
-        return select_largest(schedule.candidates(), record["per_group"], schedule.select)
+        # Releases of one update share the scores: nothing has moved between them.
+        if self._selection is None or self._selection["step"] != state.global_step:
+            record = scores_of(
+                schedule.select,
+                model,
+                run.freezer,
+                probe_set,
+                run.groups,
+                seed=self.settings["probe_seed"],
+                settings=self._measure_settings(schedule.select),
+            )
+            self._selection_seconds += record["seconds"]
+            # A name of its own: the signal may be the same measure, of what trains only.
+            record = {"step": state.global_step, **record, "measure": f"{names.SELECTION}/{schedule.select}"}
+            self._selection = from_main_process(record)
+            run.log.append(self._selection)
+        return select_largest(schedule.candidates(), self._selection["per_group"], schedule.select)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from hf_early_ood.config.parsing import option
 
@@ -179,7 +179,9 @@ class InterventionConfig:
         "What decides the interval: a measure, log/<key> for a logged value, or a list of them.", "fisher_trace"
     )
     vote: Literal["all", "majority", "any"] = option("How many of several signals must be stable.", "all")
-    signal_settings: dict[str, Any] = option("Further arguments of the measures, by measure.", dict)
+    signal_settings: dict[str, dict[str, bool | int | float | str | None]] = option(
+        "Further arguments of the measures, by measure.", dict
+    )
     detector: DetectorConfig = option("When the signal counts as stable.", DetectorConfig)
     probe: ProbeConfig = option("How the signal is measured.", ProbeConfig)
     lisa: LISAConfig | None = option("Settings of method lisa; null: its defaults.", None)

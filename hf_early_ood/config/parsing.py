@@ -271,7 +271,7 @@ def _field_value(
         off = value is None and not dataclasses.is_dataclass(hint)
         return None if off else build(section, value, path, problems, known)
     if typing.get_origin(hint) is dict:
-        return _dict_value(value, typing.get_args(hint)[1], path, problems, known)
+        return _dict_value(value, hint, path, problems, known)
     value = checked(value, hint, path, problems, allowed=field_in_words(field, hint))
     limits = field.metadata["limits"]
     if isinstance(value, (int, float)) and (
@@ -298,6 +298,7 @@ def _dict_value(value: Any, hint: Any, path: str, problems: Problems, known: Kno
     if not isinstance(value, Mapping):
         problems.add(path, "must be a section of keys", got=value)
         return INVALID
+    hint = typing.get_args(hint)[1]
     result: Any = {}
     names_are_text = True
     for key, item in value.items():
@@ -309,6 +310,8 @@ def _dict_value(value: Any, hint: Any, path: str, problems: Problems, known: Kno
             names_are_text = False
         elif dataclasses.is_dataclass(hint):
             result[key] = build(typing.cast(type, hint), item, join(path, key), problems, known)
+        elif typing.get_origin(hint) is dict:
+            result[key] = _dict_value(item, hint, join(path, key), problems, known)
         else:
             result[key] = checked(item, hint, join(path, key), problems)
     return result if names_are_text else INVALID

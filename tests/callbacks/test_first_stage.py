@@ -11,10 +11,12 @@ from transformers import Trainer
 from hf_early_ood import names
 from hf_early_ood.callbacks import first_stage as module
 from hf_early_ood.callbacks.first_stage import FirstStageCallback, read_first_stage
+from hf_early_ood.callbacks.refreezing import AutoFreezeCallback, LISACallback
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.errors import ConfigurationError, ResumeError, UnsupportedSetupError
 from hf_early_ood.interventions.weight_interpolation import copied_weights, interpolated, starting_point
 from hf_early_ood.layers import find_layer_groups
+from hf_early_ood.schedules import UnfreezingSchedule
 from tests import families
 from tests.training import Recorder, StopAfter, make_trainer
 
@@ -68,12 +70,51 @@ def test_a_lost_file_is_noticed(tmp_path):
         read_first_stage(tmp_path)
 
 
-def test_a_training_without_a_release_leaves_none_also_of_another_training(tmp_path, caplog):
+def test_a_training_that_ends_before_the_release_leaves_none_also_of_another_training(tmp_path, caplog):
     trainer(tmp_path).train()
     with caplog.at_level("WARNING", logger="hf_early_ood"):
-        make_trainer(tmp_path, [FirstStageCallback()], max_steps=2).train()
+        trainer(tmp_path, StopAfter(RELEASE - 1)).train()
     assert "there are no weights of a first stage" in caplog.text
     assert not (tmp_path / names.FIRST_STAGE_FILE).exists()
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    ("staged", "message"),
+    [
+        (lambda: [], "all layers train from the start"),
+        (lambda: [GradualUnfreezingCallback(2, initial=["/./"])], "releases nothing after embeddings, block.0"),
+        (lambda: [GradualUnfreezingCallback(2, start=1)], "start=1: all layers train first"),
+        (lambda: [GradualUnfreezingCallback(2, start=0.2)], "start=2: all layers train first"),
+        (lambda: [LISACallback(2, 1)], "as by LISA"),
+        (lambda: [AutoFreezeCallback(2)], "as by LISA and AutoFreeze"),
+    ],
+    ids=["standard", "no release", "late", "fraction", "lisa", "autofreeze"],
+)
+def test_what_has_no_first_stage_is_refused_before_the_first_update(tmp_path, staged, message, first):
+    path, recorder = tmp_path / names.FIRST_STAGE_FILE, Recorder()
+    path.write_bytes(b"of another training")
+    callbacks = [FirstStageCallback(), *staged()] if first else [*staged(), FirstStageCallback()]
+    with pytest.raises(ConfigurationError, match=rf"There is no first stage .*Got: .*{message}"):
+        make_trainer(tmp_path, [*callbacks, recorder]).train()
+    assert list(recorder.weights) == [0]
+    assert path.exists()  # nothing was trained in its place
+
+
+def test_an_edited_schedule_that_releases_nothing_is_refused(tmp_path):
+    """No key of the configuration says so, only the file."""
+    path = tmp_path / "schedule.yaml"
+    groups = find_layer_groups(families.build("bert")).names
+    path.write_text(UnfreezingSchedule(groups, interval=2, stages=[["head"]]).to_yaml())
+    with pytest.raises(ConfigurationError, match="a schedule that releases nothing after head"):
+        make_trainer(tmp_path, [GradualUnfreezingCallback(schedule=path), FirstStageCallback()]).train()
+
+
+def test_the_main_process_says_whether_the_file_is_there(tmp_path, monkeypatch):
+    trainer(tmp_path, StopAfter(RELEASE + 1)).train()
+    (tmp_path / names.FIRST_STAGE_FILE).unlink()
+    monkeypatch.setattr(module, "from_main_process", lambda found: not found)  # it has another folder
+    trainer(tmp_path).train(resume_from_checkpoint=True)
 
 
 def test_sharded_models_and_a_second_one_are_refused(tmp_path, monkeypatch):

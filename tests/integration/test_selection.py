@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import TrainerCallback, default_data_collator
 
-from hf_early_ood.callbacks import measuring
+from hf_early_ood.callbacks import measuring, selecting
+from hf_early_ood.callbacks.selecting import select_largest
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.dynamics import read_dynamics
 from hf_early_ood.errors import ConfigurationError, ProbeError, ResumeError
@@ -143,6 +144,50 @@ def test_what_cannot_be_measured_cannot_be_selected(tmp_path):
     with pytest.raises(ProbeError, match=r"next layer group cannot be selected: there is no fisher_trace.*not finite"):
         trainer.train()
     assert trainer.state.global_step == 2
+
+
+def test_releases_of_one_update_share_one_measurement(tmp_path, monkeypatch):
+    """Four releases within two updates of the first: two of them fall on one."""
+    taken = []
+
+    def counting(*args, **kwargs):
+        taken.append(args)
+        return measuring.measure_in_training(*args, **kwargs)
+
+    monkeypatch.setattr(selecting, "measure_in_training", counting)
+    callback = GradualUnfreezingCallback(**FUN, release=2)
+    make_trainer(tmp_path, [callback], model=skewed()).train()
+    stages = [record for record in callback.records if record.get("event") == "stage"][1:]
+    measured = {r["step"]: r["per_group"] for r in callback.records if r.get("measure") == "selection/fisher_trace"}
+    assert [event["step"] for event in stages] == [2, 3, 3, 4]
+    assert len(taken) == len(measured) == 3
+    frozen = ["embeddings", "block.0", "block.1", "block.2"]
+    for event in stages:
+        best = max(frozen, key=measured[event["step"]].__getitem__)
+        assert event["chosen"] == [best]
+        frozen.remove(best)
+
+
+def test_a_candidate_without_a_value_comes_last(caplog):
+    units = [("embeddings",), ("block.0", "block.1"), ("block.2",)]
+    scores = {"block.0": None, "block.1": 0.0}
+    for measure in ("fisher_trace", "relative_gradient_norm"):
+        assert select_largest(units, scores, measure) == ("block.0", "block.1")
+    assert select_largest([("embeddings",)], scores, "fisher_trace") == ("embeddings",)
+    assert not caplog.records
+    with caplog.at_level("WARNING", logger="hf_early_ood"):
+        assert select_largest([("block.2",), ("embeddings",)], scores, "fisher_trace") == ("block.2",)
+    assert "None of block.2, embeddings has a fisher_trace: they are released in this order" in caplog.text
+
+
+def test_groups_of_zeros_are_released_last(tmp_path):
+    model = skewed()
+    with torch.no_grad():
+        for parameter in find_layer_groups(model)["block.2"].parameters.values():
+            parameter.zero_()
+    callback = GradualUnfreezingCallback(**{**FUN, "order": "relative_gradient_norm"})
+    make_trainer(tmp_path, [callback], model=model).train()
+    assert chosen_in(callback)[8] == ["block.2"]
 
 
 def test_an_interrupted_measurement_leaves_the_flags_of_the_stage(tmp_path, monkeypatch):
