@@ -100,7 +100,11 @@ class DataConfig:
 class QuestionAnsweringConfig:
     """How answers are looked for in long texts; for the task question_answering."""
 
-    doc_stride: int = option("Tokens of the context that a window shares with the one before.", 128, at_least=0)
+    doc_stride: int | None = option(
+        "Tokens of the context that a window shares with the one before; a third of data.max_length if not set.",
+        None,
+        at_least=0,
+    )
     max_answer_length: int = option("Tokens in the longest answer that is predicted.", 30, at_least=1)
     no_answer: bool = option("Whether there are questions without an answer, as in SQuAD 2.0.", False)
 

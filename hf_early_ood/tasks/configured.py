@@ -22,8 +22,11 @@ def task_for(config: RunConfig) -> Task:
     Raises:
         ConfigurationError: A setting is out of its range.
     """
+    longest = config.data.max_length
     own = asdict(config.question_answering) if config.task == QUESTION_ANSWERING else {}
-    return TASKS[config.task](max_length=config.data.max_length, **own)
+    if own and own["doc_stride"] is None:
+        own["doc_stride"] = longest // 3
+    return TASKS[config.task](max_length=longest, **own)
 
 
 def predict_splits(
