@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForSequenceClassification
 
-from hf_early_ood import experiment, names, study
+from hf_early_ood import comparing, experiment, names, study
 from hf_early_ood.config import RunConfig, StudyConfig
 from hf_early_ood.errors import ConfigurationError, DataError, EarlyOODError, ResumeError
 from hf_early_ood.evaluation.metrics import METRICS
@@ -200,7 +200,7 @@ def test_a_study_compares_its_arms_and_makes_only_what_is_missing(project, monke
     assert "gradual" in (folder / names.VERDICT_FILE).read_text()
     assert (folder / names.COMPARISON_FIGURE).stat().st_size > 1000
 
-    (rate,) = study.count_wins(record, {"gradual": ("standard",)}, 0.95)
+    (rate,) = comparing.count_wins(record, {"gradual": ("standard",)}, 0.95)
     means = {a: [run.evaluation.ood[record.metric].macro_mean.value for run in runs] for a, runs in record.arms.items()}
     pairs = list(zip(means["gradual"], means["standard"], strict=True))
     assert rate.value == np.mean([0.5 if a == b else a > b for a, b in pairs])
