@@ -50,6 +50,9 @@ GRADUAL_UNFREEZING = "gradual_unfreezing"
 LISA = "lisa"
 AUTOFREEZE = "autofreeze"
 
+# What chose the weights of a run, if nothing else did
+LAST_UPDATE = "last update"
+
 # Files of a run folder
 CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "results.json"
