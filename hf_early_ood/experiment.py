@@ -9,13 +9,15 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
+from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from hf_early_ood import names
@@ -47,6 +49,7 @@ from hf_early_ood.results import (
 )
 from hf_early_ood.sharding import gathered
 from hf_early_ood.sources import SplitSpec
+from hf_early_ood.tasks.adapters import with_lora
 from hf_early_ood.tasks.sequence_classification import data_collator, load_classifier, tokenize
 from hf_early_ood.trainer import EarlyOODTrainer
 from hf_early_ood.training import (
@@ -227,16 +230,18 @@ class Material:
 
     splits: Splits
     tokenized: dict[str, Dataset]
-    model: PreTrainedModel
+    model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
 
 
 def prepare(config: RunConfig) -> Material:
     """Load the data and the model of a run."""
     splits = load(config)
-    model, tokenizer = load_classifier(
+    loaded, tokenizer = load_classifier(
         config.model.name, splits.label_names, seed=config.seed, revision=config.model.revision
     )
+    lora = config.model.lora
+    model = loaded if lora is None else with_lora(loaded, **asdict(lora))
     tokenized = {name: tokenize(dataset, tokenizer, config.data.max_length) for name, dataset in splits.items()}
     return Material(splits, tokenized, model, tokenizer)
 
@@ -303,7 +308,7 @@ def _train_and_evaluate(config: RunConfig, material: Material, folder: Path, pro
         if PartialState().is_main_process:
             write_predictions(folder / names.PREDICTIONS_FILE, evaluation)
             if config.evaluation.save_model:
-                material.model.save_pretrained(folder / names.MODEL_FOLDER)
+                material.model.save_pretrained(str(folder / names.MODEL_FOLDER))
                 material.tokenizer.save_pretrained(folder / names.MODEL_FOLDER)
     return progress.record(config, status="complete")
 
@@ -386,7 +391,7 @@ def _data_record(splits: Splits) -> dict[str, SplitRecord]:
     }
 
 
-def _model_record(config: RunConfig, model: PreTrainedModel) -> ModelRecord:
+def _model_record(config: RunConfig, model: nn.Module) -> ModelRecord:
     return ModelRecord(
         name=config.model.name,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from hf_early_ood import names
 from hf_early_ood.callbacks.first_stage import read_first_stage
@@ -24,7 +23,7 @@ from hf_early_ood.results import InterpolationRecord
 @contextmanager
 def interpolated_run(
     settings: WeightInterpolationConfig,
-    model: PreTrainedModel,
+    model: nn.Module,
     before: Mapping[str, Tensor],
     folder: Path,
     predict: Predict,

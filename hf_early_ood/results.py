@@ -287,6 +287,24 @@ class Comparison(_Record):
 
 
 @dataclass(frozen=True)
+class WinRateRecord(_Record):
+    """How often an arm does better than others, each pair of runs of one seed, on the mean of the OOD sets."""
+
+    arm: str
+    others: tuple[str, ...]
+    metric: str
+    value: float
+    """Share of the pairs, one for each seed and other arm, that the arm wins; a tie is half a win."""
+    low: float
+    high: float
+    covers: str
+    """What would have to be drawn anew for another result: the seeds, the other arms, or both."""
+    wins: float
+    """Of the others, how many have a lower mean over seeds; a tie is half a win."""
+    num_seeds: int
+
+
+@dataclass(frozen=True)
 class StudyRecord(_Record):
     """All runs of a study and their comparisons with the baseline arm."""
 
@@ -297,6 +315,7 @@ class StudyRecord(_Record):
     """The metric that the verdict is about."""
     arms: dict[str, tuple[ArmRun, ...]]
     comparisons: tuple[Comparison, ...] = ()
+    win_rates: tuple[WinRateRecord, ...] = ()
     confidence: float = 0.95
     started: str | None = None
     finished: str | None = None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
@@ -15,11 +17,12 @@ from hf_early_ood.config import RunConfig, StudyConfig
 from hf_early_ood.environment import timestamp
 from hf_early_ood.evaluation.metrics import METRICS
 from hf_early_ood.evaluation.statistics import Estimate, Run, compare_arms
+from hf_early_ood.evaluation.win_rate import win_rate
 from hf_early_ood.experiment import check, claim, read_predictions, run
 from hf_early_ood.names import OOD_MACRO_MEAN, OOD_WORST
 from hf_early_ood.report.figures import comparison_figure
 from hf_early_ood.report.tables import study_report
-from hf_early_ood.results import ArmRun, Comparison, StudyRecord, write_record
+from hf_early_ood.results import ArmRun, Comparison, StudyRecord, WinRateRecord, write_record
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +79,7 @@ def run_study(config: StudyConfig, *, command: str = "") -> StudyRecord:
     record = replace(
         record,
         comparisons=compare(record, folder, runs[0]),
+        win_rates=count_wins(record, config.win_rates, runs[0].evaluation.confidence),
         confidence=runs[0].evaluation.confidence,
         finished=timestamp(),
     )
@@ -113,6 +117,28 @@ def compare(study: StudyRecord, folder: Path, settings: RunConfig) -> tuple[Comp
                 metric,
                 settings,
             )
+    return tuple(found)
+
+
+def count_wins(
+    study: StudyRecord, held_against: Mapping[str, Sequence[str]], confidence: float
+) -> tuple[WinRateRecord, ...]:
+    """How often some arms do better than others on the mean of the OOD sets, over the seeds that all have finished."""
+    scores: dict[str, dict[int, float]] = {arm: {} for arm in study.arms}
+    for arm, arm_runs in study.arms.items():
+        for arm_run in arm_runs:
+            summary = arm_run.evaluation.ood.get(study.metric) if arm_run.evaluation else None
+            if summary is not None and summary.macro_mean.value is not None:
+                scores[arm][arm_run.seed] = summary.macro_mean.value
+    found = []
+    for arm, others in held_against.items():
+        seeds = [seed for seed in study.seeds if all(seed in scores[name] for name in (arm, *others))]
+        if not seeds:
+            continue
+        controls = np.array([[scores[other][seed] for other in others] for seed in seeds])
+        rate = win_rate(np.array([scores[arm][seed] for seed in seeds]), controls, confidence=confidence)
+        interval = (rate.value, rate.low, rate.high)
+        found.append(WinRateRecord(arm, tuple(others), study.metric, *interval, rate.covers, rate.wins, len(seeds)))
     return tuple(found)
 
 

@@ -194,7 +194,7 @@ def test_study_comes_back_equal(write: Write) -> None:
 def test_fingerprint_is_the_same_on_every_machine() -> None:
     # A changed value means that finished runs are made again: on purpose only.
     config = RunConfig.from_dict(minimal())
-    assert config.fingerprint() == "5b12ec1328eeb8eb3d5a6d25cee879a71823c3e038d2b30144aaad43d3cfbaa7"
+    assert config.fingerprint() == "4b714bd722b8a94dc0797886ba4324f96ce6f61752caa6da2a1b7c665337674a"
 
 
 def test_fingerprint_leaves_out_the_folder_and_the_order_of_keys() -> None:
@@ -575,6 +575,8 @@ def test_arm_may_give_what_the_base_lacks() -> None:
         ("data.max_length", 0, "data.max_length: is out of range. Got: 0."),
         ("name", "a b", "name: is not a usable name. Got: 'a b'."),
         ("output_dir", 3, "output_dir: has the wrong type"),
+        ("study.win_rates.gradual", ["standrd"], "study.win_rates.gradual: standrd is none of the arms. Did you mean"),
+        ("study.win_rates.gradual", ["gradual"], "study.win_rates.gradual: must be a list of other arms, each once."),
         ("study.arms", {"standard": {}}, "study.arms: a study compares arms. Got: ['standard']."),
     ],
 )
@@ -631,3 +633,40 @@ def test_import_and_help_are_light() -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'datasets', 'numpy')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+# One file over another
+
+
+def written(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_a_file_extends_another_section_by_section(tmp_path: Path) -> None:
+    base = yaml.safe_dump({**minimal(), "training": {"learning_rate": 1e-4, "max_steps": 7}})
+    (tmp_path / "sub").mkdir()
+    written(tmp_path, base=base)
+    written(tmp_path / "sub", child="extends: ../base.yaml\nname: child\ntraining: {max_steps: 9}\n")
+    written(tmp_path / "sub", grandchild="extends: child.yaml\nseed: 5\n")
+    config = load_run(tmp_path / "sub" / "grandchild.yaml", ["--training.learning_rate", "3e-4"])
+    assert (config.name, config.seed) == ("child", 5)
+    assert config.training == {"learning_rate": 3e-4, "max_steps": 9}
+    assert config.data == RunConfig.from_dict(minimal()).data
+
+
+@pytest.mark.parametrize(
+    ("child", "message"),
+    [
+        ("extends: none.yaml", r"child\.yaml extends a file that cannot be used: There is no such configuration file"),
+        ("extends: other.yaml", r"Files extend each other in a circle.*child\.yaml -> other\.yaml -> child\.yaml"),
+        ("extends: child.yaml", r"Files extend each other in a circle.*child\.yaml -> child\.yaml"),
+        ("extends: [a]", r"extends: is not the name of a file"),
+        ("extends: bad.yaml", r"bad\.yaml is not YAML"),
+    ],
+)
+def test_a_file_that_cannot_be_extended(tmp_path: Path, child: str, message: str) -> None:
+    written(tmp_path, child=child, other="extends: child.yaml", bad="a: [")
+    with pytest.raises(ConfigurationError, match=message):
+        load_run(tmp_path / "child.yaml")

@@ -69,6 +69,16 @@ def test_the_same_seed_gives_the_same_run(project):
     assert first.training.loss_curve == second.training.loss_curve
 
 
+def test_with_adapters_the_encoder_stays_and_stages_release_them(project):
+    record = experiment.run(run_config(project, model__lora={"r": 2}, intervention__interval=2))
+    assert record.status == "complete"
+    counts = [stage.trainable_parameters for stage in record.intervention.stages]
+    assert counts == sorted(counts)
+    assert counts[-1] < record.model.num_parameters / 2
+    saved = {path.name for path in (project / "out" / names.MODEL_FOLDER).iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= saved
+
+
 def test_a_folder_of_another_run_is_refused(project):
     experiment.run(run_config(project, intervention__method="standard"))
     with pytest.raises(ResumeError, match=r"belongs to another run.*differs in training\.max_steps"):
@@ -252,6 +262,12 @@ def test_a_study_compares_its_arms_and_makes_only_what_is_missing(project, monke
             assert comparison.difference == pytest.approx(values["gradual"] - values["standard"])
     assert "gradual" in (folder / names.VERDICT_FILE).read_text()
     assert (folder / names.COMPARISON_FIGURE).stat().st_size > 1000
+
+    (rate,) = study.count_wins(record, {"gradual": ("standard",)}, 0.95)
+    means = {a: [run.evaluation.ood[record.metric].macro_mean.value for run in runs] for a, runs in record.arms.items()}
+    pairs = list(zip(means["gradual"], means["standard"], strict=True))
+    assert rate.value == np.mean([0.5 if a == b else a > b for a, b in pairs])
+    assert (rate.others, rate.num_seeds, rate.covers) == (("standard",), 2, "seeds")
 
     # One run is lost: only that one is made again.
     (folder / "gradual" / "seed2" / names.RESULTS_FILE).unlink()

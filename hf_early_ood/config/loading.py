@@ -12,6 +12,7 @@ import yaml
 
 from hf_early_ood.config.checks import check_intervention, check_method_written
 from hf_early_ood.config.interventions import InterventionConfig
+from hf_early_ood.config.merging import merge
 from hf_early_ood.config.parsing import Problems, build, join, usable
 from hf_early_ood.config.presets import KEY, preset_names, preset_text, with_preset
 from hf_early_ood.config.schema import RunConfig
@@ -21,6 +22,7 @@ from hf_early_ood.errors import ConfigurationError
 logger = logging.getLogger(__name__)
 
 SECTION_OF_RUN = "intervention"
+EXTENDS = "extends"
 
 
 def load_config(path: str | PathLike[str], overrides: Sequence[str] = ()) -> RunConfig | StudyConfig:
@@ -102,13 +104,39 @@ def load_intervention(source: str | PathLike[str]) -> InterventionConfig:
 
 
 def read_yaml(path: str | PathLike[str], problems: Problems) -> dict[str, Any]:
-    """Read a YAML file of nested keys; keys that are written twice are noted in ``problems``.
+    """Read a YAML file of nested keys, over those of the file that its key ``extends`` names, if it has one.
+
+    The name is relative to the folder of the file. Sections are merged, all else is replaced. Keys that are written
+    twice in one file are noted in ``problems``.
 
     Raises:
-        ConfigurationError: If there is no such file, or it is not YAML, or not a section of keys.
+        ConfigurationError: If there is no such file, or it is not YAML, or not a section of keys, or files extend each
+            other in a circle.
     """
+    return _read_extended(Path(path), problems, ())
+
+
+def _read_extended(path: Path, problems: Problems, readers: tuple[Path, ...]) -> dict[str, Any]:
+    here = path.resolve()
+    if here in readers:
+        circle = [reader.name for reader in (*readers[readers.index(here) :], here)]
+        raise ConfigurationError("Files extend each other in a circle.", got=" -> ".join(circle))
+    data = _read_one(path, problems)
+    base = data.pop(EXTENDS, None)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        problems.add(EXTENDS, "is not the name of a file", got=base, allowed="a YAML file, relative to this one")
+        return data
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        return merge(_read_extended(path.parent / base, problems, (*readers, here)), data)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path} extends a file that cannot be used: {error}") from error
+
+
+def _read_one(path: Path, problems: Problems) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigurationError("There is no such configuration file.", got=path) from None
     except (OSError, UnicodeDecodeError) as error:

@@ -21,11 +21,25 @@ from hf_early_ood.config.training_arguments import check_training, training_fiel
 
 
 @dataclass(frozen=True)
+class LoraSection:
+    """Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685): only they and the head train."""
+
+    r: int = option("Rank of the adapters.", 8, at_least=1)
+    alpha: float = option("What the adapters add is scaled by alpha / r.", 8.0, above=0)
+    dropout: float = option("Dropout of the inputs of the adapters.", 0.0, at_least=0, below=1)
+    target_modules: tuple[str, ...] | None = option(
+        "Ends of the names of the layers that get adapters, or [all-linear]; peft's choice for the model if not set.",
+        None,
+    )
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """Where the pretrained model comes from."""
+    """Where the pretrained model comes from, and how much of it trains."""
 
     name: str = option("Name of a model on the Hub, or its folder.")
     revision: str | None = option("Commit, tag or branch of the model.", None)
+    lora: LoraSection | None = option("Train adapters in place of the weights; {} for the defaults.", None)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
@@ -34,6 +34,10 @@ class StudySection:
     baseline: str = option("Arm that the others are compared with.")
     seeds: tuple[int, ...] = option("Seeds that each arm is run with.")
     arms: dict[str, Any] = option("Arms by name: the keys of a run in which each differs from the rest of the file.")
+    win_rates: dict[str, Any] = option(
+        "Arms whose wins on the mean of the OOD sets are counted, each with the list of arms that it is held against.",
+        dict,
+    )
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class StudyConfig:
         seeds: Seeds that each arm is run with.
         arms: For each arm, the nested keys in which it differs from ``base``.
         base: The keys that all arms share.
+        win_rates: Arms whose wins are counted, each with the arms that it is held against.
     """
 
     name: str
@@ -61,6 +66,7 @@ class StudyConfig:
     seeds: tuple[int, ...]
     arms: dict[str, dict[str, Any]]
     base: dict[str, Any]
+    win_rates: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StudyConfig:
@@ -96,7 +102,8 @@ class StudyConfig:
                 problems.add(
                     "study.baseline", f"is none of the arms. {did_you_mean(baseline, section.arms)}", got=baseline
                 )
-        study = cls(head.name, head.output_dir, baseline, seeds, arms, base)
+        win_rates = _read_win_rates(section.win_rates, section.arms, problems)
+        study = cls(head.name, head.output_dir, baseline, seeds, arms, base, win_rates)
         study._check_runs(problems)
         return study
 
@@ -133,7 +140,9 @@ class StudyConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The keys that `from_dict` reads."""
-        section = {"baseline": self.baseline, "seeds": list(self.seeds), "arms": self.arms}
+        section: dict[str, Any] = {"baseline": self.baseline, "seeds": list(self.seeds), "arms": self.arms}
+        if self.win_rates:
+            section["win_rates"] = {arm: list(others) for arm, others in self.win_rates.items()}
         head = {"name": self.name, "output_dir": self.output_dir}
         return copy.deepcopy({**head, **self.base, SECTION: section})
 
@@ -159,6 +168,20 @@ def _read_arms(arms: Any, problems: Problems) -> dict[str, dict[str, Any]]:
         for key in set(_OWN_KEYS) & set(changes):
             problems.add(f"{path}.{key}", f"cannot be set here: {_OWN_KEYS[key]}", got=changes[key])
         result[name] = dict(changes)
+    return result
+
+
+def _read_win_rates(win_rates: Any, arms: Any, problems: Problems) -> dict[str, tuple[str, ...]]:
+    result: dict[str, tuple[str, ...]] = {}
+    for arm, others in win_rates.items() if usable(win_rates, arms) else ():
+        path = f"study.win_rates.{arm}"
+        if not isinstance(others, list) or not others or len(set(map(str, others))) < len(others) or arm in others:
+            problems.add(path, "must be a list of other arms, each once", got=others)
+            continue
+        for name in (arm, *others):
+            if name not in arms:
+                problems.add(path, f"{name} is none of the arms. {did_you_mean(str(name), arms)}", got=name)
+        result[arm] = tuple(others)
     return result
 
 

@@ -7,8 +7,16 @@ from statistics import fmean
 
 from hf_early_ood.names import AUTOFREEZE, ID_TEST, ID_VALIDATION, LAST_UPDATE, LISA, OOD_MACRO_MEAN, OOD_WORST, is_ood
 from hf_early_ood.report.layout import NO_VALUE, Table, duration, points, share, signed, with_interval
-from hf_early_ood.report.verdict import find_comparison, judge, verdict
-from hf_early_ood.results import ArmRun, EvaluationRecord, InterventionRecord, MetricValue, RunRecord, StudyRecord
+from hf_early_ood.report.verdict import by_ood_mean, find_comparison, judge, many_arms, verdict
+from hf_early_ood.results import (
+    ArmRun,
+    Comparison,
+    EvaluationRecord,
+    InterventionRecord,
+    MetricValue,
+    RunRecord,
+    StudyRecord,
+)
 
 _LABELS = {
     ID_VALIDATION: "ID validation",
@@ -118,7 +126,7 @@ def _split_values(study: StudyRecord, arm: str, split: str) -> list[MetricValue]
 
 def _summary(study: StudyRecord) -> Table:
     rows = []
-    for arm in study.arms:
+    for arm in _in_order(study):
         summaries = [item.ood[study.metric] for item in _evaluations(study, arm) if study.metric in item.ood]
         means = _over_seeds([summary.macro_mean for summary in summaries])
         worst = [summary.worst.value for summary in summaries if summary.worst.value is not None]
@@ -142,26 +150,35 @@ def _summary(study: StudyRecord) -> Table:
     )
 
 
+def _in_order(study: StudyRecord) -> list[str]:
+    """As in the configuration; where they are many, the best first."""
+    return by_ood_mean(study, study.arms) if many_arms(study) else list(study.arms)
+
+
 def _differences(study: StudyRecord) -> Table:
-    others = [arm for arm in study.arms if arm != study.baseline]
+    others = [arm for arm in _in_order(study) if arm != study.baseline]
     splits = list(dict.fromkeys(item.split for item in study.comparisons if item.metric == study.metric))
     order = {OOD_MACRO_MEAN: 0, OOD_WORST: 1, ID_TEST: 3, ID_VALIDATION: 4}
     splits.sort(key=lambda split: order.get(split, 2))
+    title = f"Difference from {study.baseline}, percent points [{study.confidence:.0%} interval, paired]"
+    note = None if splits else "There is no comparison yet."
+    if many_arms(study):
+        sizes = {item.split: item.n_examples for item in study.comparisons if item.metric == study.metric}
+        headers = [f"{split_label(split)} (n={sizes[split]})" for split in splits]
+        rows = [(arm, *(_difference(find_comparison(study, arm, split)) for split in splits)) for arm in others]
+        return Table(title, ("arm", *headers), rows, note)
     rows = []
     for split in splits:
         found = [find_comparison(study, arm, split) for arm in others]
         counts = {item.n_examples for item in found if item is not None}
         seeds = {item.n_seeds for item in found if item is not None}
-        cells = [
-            f"{with_interval(item.difference, item.low, item.high, sign=True)} {judge(item)}" if item else NO_VALUE
-            for item in found
-        ]
-        rows.append((split_label(split), _listed(counts), _listed(seeds), *cells))
-    return Table(
-        f"Difference from {study.baseline}, percent points [{study.confidence:.0%} interval, paired]",
-        ("set", "examples", "seeds", *others),
-        rows,
-        None if rows else "There is no comparison yet.",
+        rows.append((split_label(split), _listed(counts), _listed(seeds), *map(_difference, found)))
+    return Table(title, ("set", "examples", "seeds", *others), rows, note)
+
+
+def _difference(item: Comparison | None) -> str:
+    return (
+        NO_VALUE if item is None else f"{with_interval(item.difference, item.low, item.high, sign=True)} {judge(item)}"
     )
 
 
@@ -172,15 +189,16 @@ def _sets(study: StudyRecord) -> Table:
             for split, item in evaluation.splits.items():
                 splits.setdefault(split, set()).add(item.n)
     ordered = sorted(splits, key=lambda split: (is_ood(split), split != ID_TEST))
+    title, arms = f"Each set: {study.metric}, percent", _in_order(study)
+    scores = {arm: [_over_seeds(_split_values(study, arm, split)) for split in ordered] for arm in arms}
+    if many_arms(study):
+        headers = [f"{split_label(split)} (n={_listed(splits[split])})" for split in ordered]
+        return Table(title, ("arm", *headers), [(arm, *scores[arm]) for arm in arms], _brackets(study))
     rows = [
-        (
-            split_label(split),
-            _listed(splits[split]),
-            *(_over_seeds(_split_values(study, arm, split)) for arm in study.arms),
-        )
-        for split in ordered
+        (split_label(split), _listed(splits[split]), *(scores[arm][column] for arm in arms))
+        for column, split in enumerate(ordered)
     ]
-    return Table(f"Each set: {study.metric}, percent", ("set", "examples", *study.arms), rows, _brackets(study))
+    return Table(title, ("set", "examples", *arms), rows, _brackets(study))
 
 
 def _layers_and_costs(study: StudyRecord) -> Table:

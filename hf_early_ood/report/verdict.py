@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from math import inf
+
 from hf_early_ood.names import ID_TEST, OOD_MACRO_MEAN, OOD_WORST, is_ood
-from hf_early_ood.report.layout import signed, wrapped
-from hf_early_ood.results import Comparison, StudyRecord
+from hf_early_ood.report.layout import points, signed, wrapped
+from hf_early_ood.results import Comparison, StudyRecord, WinRateRecord
 
 CLEARLY_BETTER = "better"
 CLEARLY_WORSE = "worse"
@@ -61,13 +64,57 @@ def verdict(study: StudyRecord) -> str:
         f"Study '{study.name}': {len(study.arms)} arms, {_seeds(len(study.seeds))}, {study.metric}, "
         f"{count}{f' ({names})' if names else ''}. Baseline: {study.baseline}."
     )
-    for arm in study.arms:
-        if arm != study.baseline:
-            lines += ["", *wrapped(_arm_verdict(study, arm, len(sets)))]
+    others = [arm for arm in study.arms if arm != study.baseline]
+    findings = (
+        _grouped_verdicts(study, others) if many_arms(study) else [_arm_verdict(study, a, len(sets)) for a in others]
+    )
+    for finding in [*findings, *(_wins(study, rate) for rate in study.win_rates)]:
+        lines += ["", *wrapped(finding)]
     notes = _notes(study)
     if notes:
         lines += ["", *(line for note in notes for line in wrapped(f"* {note}"))]
     return "\n".join(lines)
+
+
+def many_arms(study: StudyRecord) -> bool:
+    """Whether there are too many arms for a paragraph, or a column of a table, each."""
+    return len(study.arms) > 4
+
+
+def by_ood_mean(study: StudyRecord, arms: Iterable[str]) -> list[str]:
+    """Arms from the best to the worst on the mean of the OOD sets; those that cannot be compared last."""
+
+    def difference(arm: str) -> float:
+        found = find_comparison(study, arm, OOD_MACRO_MEAN)
+        return 0.0 if arm == study.baseline else -inf if found is None or found.difference is None else found.difference
+
+    return sorted(arms, key=difference, reverse=True)
+
+
+def _grouped_verdicts(study: StudyRecord, arms: Sequence[str]) -> list[str]:
+    """One paragraph for all arms of which the same can be said."""
+    heads = {
+        CLEARLY_BETTER: f"Better than {study.baseline} out of distribution",
+        CLEARLY_WORSE: f"Worse than {study.baseline} out of distribution",
+        UNCLEAR: f"No clear difference from {study.baseline} out of distribution",
+        UNKNOWN: f"Not comparable with {study.baseline} out of distribution",
+    }
+    found: dict[str, list[str]] = {word: [] for word in heads}
+    for arm in by_ood_mean(study, arms):
+        mean = find_comparison(study, arm, OOD_MACRO_MEAN)
+        numbers = "" if mean is None else f" ({signed(mean.difference)}, {signed(mean.low)} to {signed(mean.high)})"
+        found[judge(mean)].append(f"{arm}{numbers}")
+    what = f"points on the mean of the OOD sets, {study.confidence:.0%} interval"
+    return [f"{heads[word]}, {what}: {'; '.join(named)}." for word, named in found.items() if named]
+
+
+def _wins(study: StudyRecord, rate: WinRateRecord) -> str:
+    return (
+        f"Win rate of {rate.arm} against {len(rate.others)} arms on the mean of the OOD sets: {points(rate.value)}% of "
+        f"{len(rate.others) * rate.num_seeds} pairs of runs with the same seed ({study.confidence:.0%} interval over "
+        f"{rate.covers.replace('controls', 'arms')} {points(rate.low)} to {points(rate.high)}); it beats {rate.wins:g} "
+        f"of their means over {_seeds(rate.num_seeds)}."
+    )
 
 
 def _arm_verdict(study: StudyRecord, arm: str, num_sets: int) -> str:

@@ -8,7 +8,15 @@ from hf_early_ood.names import OOD_MACRO_MEAN
 from hf_early_ood.report import judge, run_table, study_markdown, study_report, verdict
 from hf_early_ood.report.layout import Table, duration
 from hf_early_ood.report.tables import first_release
-from hf_early_ood.results import ArmRun, InterventionRecord, MetricValue, SplitEvaluation, StageRecord
+from hf_early_ood.results import (
+    ArmRun,
+    InterventionRecord,
+    MetricValue,
+    SplitEvaluation,
+    StageRecord,
+    StudyRecord,
+    WinRateRecord,
+)
 from tests.report import records
 
 
@@ -215,3 +223,41 @@ def test_decision_at_the_first_chance_is_told() -> None:
     text = joined(study_report(study))
     assert "may not have begun to move: gradual seed 1." in text
     assert "signal stable at first chance" in text
+
+
+def study_of_many() -> StudyRecord:
+    """Five arms of different worth, listed in no order."""
+    base = records.study()
+    shifts = {"poor": -0.05, "good": 0.05, "same": 0.0, "fair": 0.01}
+    arms = {name: (records.arm_run(1, shift, gradual=True),) for name, shift in shifts.items()}
+    comparisons = [
+        records.comparison(split, shift, 0.02, arm=name)
+        for name, shift in shifts.items()
+        for split in (OOD_MACRO_MEAN, "id_test")
+    ]
+    return dataclasses.replace(base, arms={"standard": base.arms["standard"], **arms}, comparisons=tuple(comparisons))
+
+
+def test_many_arms_are_rows_from_the_best_to_the_worst() -> None:
+    text = study_report(study_of_many())
+    table = text.partition("Difference from standard")[2].partition("Each set")[0]
+    rows = [line.split()[0] for line in table.splitlines()[3:] if line[:1].isalpha()]
+    assert rows[:4] == ["good", "fair", "same", "poor"]
+    assert "OOD mean (n=1500)" in table
+
+
+def test_many_arms_share_a_paragraph_if_the_same_can_be_said_of_them() -> None:
+    text = joined(verdict(study_of_many()))
+    what = "out of distribution, points on the mean of the OOD sets, 95% interval:"
+    assert f"Better than standard {what} good (+5.0, +3.0 to +7.0)." in text
+    assert f"Worse than standard {what} poor (-5.0, -7.0 to -3.0)." in text
+    assert f"No clear difference from standard {what} fair (+1.0, -1.0 to +3.0); same (+0.0, -2.0 to +2.0)." in text
+
+
+def test_win_rate_says_against_how_many_and_over_what() -> None:
+    rate = WinRateRecord("good", ("poor", "same"), "accuracy", 0.75, 0.2, 1.0, "seeds and controls", 1.5, 2)
+    text = joined(verdict(dataclasses.replace(records.study(), win_rates=(rate,))))
+    assert (
+        "Win rate of good against 2 arms on the mean of the OOD sets: 75.0% of 4 pairs of runs with the same seed (95% "
+        "interval over seeds and arms 20.0 to 100.0); it beats 1.5 of their means over 2 seeds." in text
+    )
