@@ -73,6 +73,7 @@ PROBE_FILE = "probe.json"
 
 # Signals
 FISHER_TRACE = "fisher_trace"
+RELATIVE_GRADIENT_NORM = "relative_gradient_norm"
 SELECTION = "selection"  # then /<measure>: of all groups, to choose the next one
 
 # Keys in Trainer logs
