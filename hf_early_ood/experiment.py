@@ -323,7 +323,7 @@ def _train_and_evaluate(config: RunConfig, material: Material, folder: Path, pro
     groups = find_layer_groups(material.model).trainable().names
     _record_unfreezing(config, trainer, groups, folder, progress, resumed=checkpoint is not None)
 
-    selected_by = "last update"
+    selected_by = names.LAST_UPDATE
     if arguments.load_best_model_at_end:
         selected_by = f"{arguments.metric_for_best_model} on {names.ID_VALIDATION}"
     predict = functools.partial(

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, Union
 
 from hf_early_ood.atomic import plain, write_json
 from hf_early_ood.errors import ResumeError
+from hf_early_ood.names import LAST_UPDATE
 
 SCHEMA_VERSION = 1
 
@@ -202,7 +203,7 @@ class EvaluationRecord(_Record):
     splits: dict[str, SplitEvaluation]
     ood: dict[str, OODSummary]
     confidence: float = 0.95
-    selected_by: str = "last update"
+    selected_by: str = LAST_UPDATE
     """What chose the weights that were judged. Never OOD data."""
     temperature: float | None = None
     """That of the calibrated metrics, fitted on ID validation; None: there are none."""
