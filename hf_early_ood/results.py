@@ -59,11 +59,20 @@ class EnvironmentRecord(_Record):
 
 @dataclass(frozen=True)
 class SplitRecord(_Record):
-    """One set of examples: its size, a hash of its content, and how many nearly repeat a training text."""
+    """One set of examples: its size, a hash of its content, and what was noticed. None: not looked for."""
 
     n: int
     fingerprint: str
     near_duplicates: int | None = None
+    """Examples that nearly repeat a training text."""
+    duplicates: int | None = None
+    """Examples that repeat an earlier one of the set exactly."""
+    truncated: int | None = None
+    """Examples that are longer than the model was given to see."""
+    findings: dict[str, int] | None = None
+    """What else was noticed, such as examples that are left out, and how often."""
+    language: str | None = None
+    """ISO 639-1 code, where the configuration says it."""
 
 
 @dataclass(frozen=True)

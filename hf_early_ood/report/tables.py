@@ -235,7 +235,7 @@ def _chosen_weights(study: StudyRecord) -> str:
     """Which weights the scores belong to, for the arms where they are not those of the last update."""
     notes = ""
     for arm in study.arms:
-        ways = dict.fromkeys(evaluation.selected_by for evaluation in _evaluations(study, arm))
+        ways = dict.fromkeys(evaluation.selected_by for evaluation in evaluations(study, arm))
         if set(ways) - {LAST_UPDATE}:
             notes += f" Weights of {arm} chosen by: {'; '.join(ways)}."
     return notes
