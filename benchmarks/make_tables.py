@@ -13,6 +13,7 @@ from typing import Any
 
 from cost_tables import TABLES, TITLES
 from statistics_tables import statistics
+from study_tables import many_arms
 
 from hf_early_ood.atomic import write_text
 from hf_early_ood.names import ID_TEST, OOD_MACRO_MEAN, OOD_WORST, STUDY_FILE
@@ -25,6 +26,8 @@ from hf_early_ood.results import ArmRun, StudyRecord, read_study
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 STUDY = RESULTS / "sentiment_across_domains"
+STUDIES = {"interventions": "sentiment_interventions", "intervals": "sentiment_random_intervals"}
+"""Block of README.md -> folder of a recorded study of many arms."""
 RECORD = """```bash
 pip install -e ".[bench]"   # on a CPU: CPU builds of torch and torchvision first
 for name in fisher peers scaling sharpness curvature ddp interventions; do python benchmarks/bench_$name.py; done
@@ -43,6 +46,8 @@ def main() -> int:
     text = readme.read_text(encoding="utf-8")
     new = replaced(text, "results", results(read_study(STUDY / STUDY_FILE)))
     new = replaced(new, "statistics", statistics(record("bench_statistics"), True))
+    for block, folder in STUDIES.items():
+        new = replaced(new, f"results of {block}", many_arms(read_study(RESULTS / folder / STUDY_FILE), folder))
     for name, table in TABLES.items():
         new = replaced(new, f"costs of {name}", table(record(f"bench_{name}"), True) if recorded(name) else "")
     wanted = {readme: new, details: all_costs()}

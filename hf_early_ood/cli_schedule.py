@@ -138,6 +138,12 @@ def _settings(options: argparse.Namespace) -> InterventionConfig:
             got=f"{', '.join(_as_options(values))} with --preset {options.preset}, whose method is {settings.method}",
             fix="Leave them out.",
         )
+    if values and settings.schedule is not None:
+        raise ConfigurationError(
+            "A schedule file says everything by itself.",
+            got=f"{', '.join(_as_options(values))} with --preset {options.preset}, which names {settings.schedule}",
+            fix="Leave the options out, or take intervention.schedule out of the preset.",
+        )
     return replace(settings, **values)
 
 

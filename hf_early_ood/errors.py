@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 _MOST_NAMES = 20
 
@@ -36,6 +37,24 @@ class EarlyOODError(Exception):
 
 class ConfigurationError(EarlyOODError, ValueError):
     """A setting, alone or together with others, is not usable."""
+
+
+@contextmanager
+def named(section: str) -> Iterator[None]:
+    """Let a ConfigurationError inside the block begin with the section that it is about.
+
+    Example:
+        >>> with named("probe"):
+        ...     raise ConfigurationError("size is not usable.", got=0)
+        Traceback (most recent call last):
+        hf_early_ood.errors.ConfigurationError: probe: size is not usable. Got: 0.
+    """
+    try:
+        yield
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"{section}: {error.what}", got=error.got, allowed=error.allowed, fix=error.fix
+        ) from error
 
 
 class DataError(EarlyOODError, ValueError):

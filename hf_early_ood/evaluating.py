@@ -16,6 +16,7 @@ from hf_early_ood.config import RunConfig
 from hf_early_ood.config.schema import fingerprint
 from hf_early_ood.data import SplitInfo, load_test_splits
 from hf_early_ood.data.labels import Vocabulary
+from hf_early_ood.data.reports import exact_duplicates
 from hf_early_ood.data.reports import fingerprint as content_hash
 from hf_early_ood.environment import capture_environment, timestamp
 from hf_early_ood.errors import ConfigurationError, ResumeError, UnsupportedModelError
@@ -68,8 +69,7 @@ def evaluate_checkpoint(
         remove_unfinished(folder)
         checked = material(suite, label_names)
         loaded = load_tokenizer(tokenizer or suite.model.name, revision=None if tokenizer else suite.model.revision)
-        for dataset in checked.datasets.values():
-            checked.task.check(dataset, loaded)
+        truncated = {split: checked.task.check(part, loaded) for split, part in checked.datasets.items()}
         model: Any = checked.blueprint.load(device="cuda" if torch.cuda.is_available() else "cpu")
         if checked.label_names:
             model.config.id2label = dict(enumerate(checked.label_names))
@@ -98,7 +98,16 @@ def evaluate_checkpoint(
             started=started,
             finished=timestamp(),
             command=command,
-            data={split: SplitRecord(len(part), content_hash(part)) for split, part in checked.datasets.items()},
+            data={
+                split: SplitRecord(
+                    len(part),
+                    content_hash(part),
+                    duplicates=exact_duplicates(part),
+                    truncated=truncated[split],
+                    language=checked.info[split].language,
+                )
+                for split, part in checked.datasets.items()
+            },
             model=ModelRecord(
                 name=suite.model.name,
                 num_parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -147,6 +156,7 @@ def material(suite: RunConfig, label_names: Sequence[str] | None = None) -> Chec
         vocabulary=Vocabulary(
             known or None, "the model", "Give the label of each class of the model, in its order, with --label-names."
         ),
+        leave_out_blank=data.leave_out_blank,
         seed=data.seed,
     )
     return Checked(task, blueprint, known, datasets, info)

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -173,7 +173,9 @@ def check(config: RunConfig) -> str:
     lines = [f"labels: {', '.join(material.splits.label_names)}"] if material.splits.label_names else []
     for name, report in material.splits.report.splits.items():
         counts = ", ".join(f"{count:,} {label}" for label, count in report.label_counts.items())
-        lines.append(f"{name}: {report.num_examples:,} ({counts})")
+        lines.append(
+            f"{name}: {report.num_examples:,} ({counts})" + (f"; {noticed}" if (noticed := report.noticed()) else "")
+        )
     num_examples = len(material.encoded[names.TRAIN])
     updates = count_updates(arguments, num_examples)
     others = beside(config.intervention, material.model, updates)  # raises
@@ -252,7 +254,7 @@ def _load(task: str, data: str) -> Splits:
         id_test=SplitSpec(**settings["id_test"]),
         ood={name: SplitSpec(**split) for name, split in settings["ood"].items()},
         task=task,
-        **{key: settings[key] for key in ("columns", "seed", "drop_near_duplicates")},
+        **{key: settings[key] for key in ("columns", "seed", "leave_out_blank", "drop_near_duplicates")},
     )
 
 
@@ -278,8 +280,8 @@ def prepare(config: RunConfig) -> Material:
     lora = config.model.lora
     # peft's wrapper stands for the model that it holds.
     model = loaded if lora is None else cast(PreTrainedModel, with_lora(loaded, **asdict(lora)))
-    for dataset in splits.evaluation.values():
-        task.check(dataset, tokenizer)
+    truncated = {name: task.check(dataset, tokenizer) for name, dataset in splits.items()}
+    splits = replace(splits, report=splits.report.with_truncated(truncated))
     encoded = {
         name: task.encode(splits[name], tokenizer) for name in (names.TRAIN, names.ID_VALIDATION) if name in splits
     }
@@ -321,7 +323,7 @@ def _train_and_evaluate(config: RunConfig, material: Material, folder: Path, pro
     groups = find_layer_groups(material.model).trainable().names
     _record_unfreezing(config, trainer, groups, folder, progress, resumed=checkpoint is not None)
 
-    selected_by = "last update"
+    selected_by = names.LAST_UPDATE
     if arguments.load_best_model_at_end:
         selected_by = f"{arguments.metric_for_best_model} on {names.ID_VALIDATION}"
     predict = functools.partial(
@@ -431,7 +433,15 @@ def _record_unfreezing(
 
 def _data_record(splits: Splits) -> dict[str, SplitRecord]:
     return {
-        name: SplitRecord(report.num_examples, report.fingerprint, report.near_duplicates)
+        name: SplitRecord(
+            report.num_examples,
+            report.fingerprint,
+            report.near_duplicates,
+            duplicates=report.duplicates,
+            truncated=report.truncated,
+            findings=report.findings,
+            language=splits.info[name].language,
+        )
         for name, report in splits.report.splits.items()
     }
 

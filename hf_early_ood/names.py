@@ -61,6 +61,9 @@ GRADUAL_UNFREEZING = "gradual_unfreezing"
 LISA = "lisa"
 AUTOFREEZE = "autofreeze"
 
+# What chose the weights of a run, if nothing else did
+LAST_UPDATE = "last update"
+
 # Files of a run folder
 CONFIG_FILE = "config.yaml"
 RESULTS_FILE = "results.json"
@@ -84,6 +87,7 @@ PROBE_FILE = "probe.json"
 
 # Signals
 FISHER_TRACE = "fisher_trace"
+RELATIVE_GRADIENT_NORM = "relative_gradient_norm"
 SELECTION = "selection"  # then /<measure>: of all groups, to choose the next one
 
 # Keys in Trainer logs

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, Union
 
 from hf_early_ood.atomic import plain, write_json
 from hf_early_ood.errors import ResumeError
+from hf_early_ood.names import LAST_UPDATE
 
 SCHEMA_VERSION = 1
 
@@ -58,11 +59,20 @@ class EnvironmentRecord(_Record):
 
 @dataclass(frozen=True)
 class SplitRecord(_Record):
-    """One set of examples: its size, a hash of its content, and how many nearly repeat a training text."""
+    """One set of examples: its size, a hash of its content, and what was noticed. None: not looked for."""
 
     n: int
     fingerprint: str
     near_duplicates: int | None = None
+    """Examples that nearly repeat a training text."""
+    duplicates: int | None = None
+    """Examples that repeat an earlier one of the set exactly."""
+    truncated: int | None = None
+    """Examples that are longer than the model was given to see."""
+    findings: dict[str, int] | None = None
+    """What else was noticed, such as examples that are left out, and how often."""
+    language: str | None = None
+    """ISO 639-1 code, where the configuration says it."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +205,7 @@ class EvaluationRecord(_Record):
     splits: dict[str, SplitEvaluation]
     ood: dict[str, OODSummary]
     confidence: float = 0.95
-    selected_by: str = "last update"
+    selected_by: str = LAST_UPDATE
     """What chose the weights that were judged. Never OOD data."""
     temperature: float | None = None
     """That of the calibrated metrics, fitted on ID validation; None: there are none."""

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-import yaml
-
 from hf_early_ood.cli import main
+from hf_early_ood.config.loading import read_yaml
+from hf_early_ood.config.parsing import Problems
+from hf_early_ood.config.study import SECTION
+from hf_early_ood.errors import ConfigurationError
 
 
 def launch() -> int:
@@ -22,9 +25,8 @@ def launch() -> int:
     parser.add_argument("--config", required=True, type=Path, help="YAML file of a run or a study")
     options, rest = parser.parse_known_args()
     command = "run"
-    if options.config.is_file():
-        content = yaml.safe_load(options.config.read_text(encoding="utf-8"))
-        command = "study" if isinstance(content, dict) and "study" in content else "run"
+    with suppress(ConfigurationError):  # the command says what is wrong
+        command = "study" if SECTION in read_yaml(options.config, Problems()) else "run"
     return main([command, str(options.config), *rest])
 
 

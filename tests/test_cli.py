@@ -1,25 +1,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from hf_early_ood import names
 from hf_early_ood.cli import USER_ERROR, main
-from hf_early_ood.config.loading import read_yaml
-from hf_early_ood.config.parsing import Problems
 from hf_early_ood.dynamics import read_dynamics
 from hf_early_ood.results import read_run
 from tests.probing.saved import make_checkpoints
 from tests.tiny_project import make_project, run_settings, save_model, study_settings, write_yaml
-
-ROOT = Path(__file__).parents[1]
-# Those for accelerate are not ours: test_recipes.py.
-RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate")
 
 
 @pytest.fixture
@@ -239,41 +229,3 @@ def test_errors_of_probe(tmp_path, capsys, arguments, message):
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") or "\nerror: " in printed
     assert message in printed
-
-
-def test_there_are_recipes():
-    assert len(RECIPES) >= 4
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipe_names_its_commands(recipe):
-    header = recipe.read_text().split("\n\n")[0]
-    assert f"accelerate launch recipes/run.py --config {recipe.relative_to(ROOT)}" in header
-    assert "minutes on two CPU cores" in header
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipe_runs_small_through_its_script(recipe, tmp_path):
-    """With a tiny random model and few examples, everything else as it is."""
-    save_model(tmp_path / "model")
-    small = {"output_dir": tmp_path / "out", "model.name": tmp_path / "model", "data.max_length": 16}
-    ood = read_yaml(recipe, Problems())["data"]["ood"]
-    small |= {f"data.ood.{name}.max_examples": 40 for name in ood}
-    small |= {"data.train.max_examples": 160, "training.max_steps": 30, "training.per_device_train_batch_size": 4}
-    small |= {"training.num_train_epochs": 1, "evaluation.bootstrap_samples": 100}
-    if "fixed" in recipe.stem:
-        small["intervention.interval"] = 5
-    done = subprocess.run(
-        [sys.executable, ROOT / "recipes" / "run.py", "--config", recipe]
-        + [word for key, value in small.items() for word in (f"--{key}", str(value))],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "OOD" in done.stdout
-    assert (tmp_path / "out" / names.CONFIG_FILE).is_file()

@@ -191,6 +191,10 @@ def test_new_options(shown, model, tmp_path, capsys):
             "Only a schedule of gradual unfreezing can be edited",
         ),
         (["--file", "x.yaml", "--first", "2", "--preset", "liu2023_fun"], "--file together with --first, --preset"),
+        (
+            ["--preset", "{file}", "--order", "bottom_up", "--first", "2"],
+            "--order, --first with --preset",
+        ),
         (["--preset", "nowhere.yaml"], "There is no such configuration file"),
         (["--embeddings", "sometimes"], "sometimes"),
         (["--first", "0"], "first"),
@@ -201,6 +205,10 @@ def test_new_options(shown, model, tmp_path, capsys):
         (["--preset", "sarfi2023_seal", "--updates", "5"], "more generations than updates"),
     ],
 )
-def test_errors_of_schedule(model, capsys, words, message):
-    assert main(["schedule", "--model", model, *words]) == USER_ERROR
+def test_errors_of_schedule(model, capsys, tmp_path, words, message):
+    (tmp_path / "schedule.yaml").write_text(UnfreezingSchedule(["head"], interval=5).to_yaml())
+    file = tmp_path / "preset.yaml"
+    own = {"method": "gradual_unfreezing", "schedule": str(tmp_path / "schedule.yaml")}
+    file.write_text(yaml.safe_dump({"intervention": own}))
+    assert main(["schedule", "--model", model, *(word.format(file=file) for word in words)]) == USER_ERROR
     assert message in capsys.readouterr().err

@@ -252,6 +252,19 @@ def test_check_says_what_would_be_trained(project):
     assert "12 updates of all layers" in experiment.check(run_config(project, intervention__method="standard"))
 
 
+def test_what_was_noticed_about_a_set_is_said_and_recorded(project):
+    long, short = {"text": "the " * 30, "label": "good"}, {"text": "the phone", "label": "bad"}
+    write_rows(project / "a.jsonl", [long, short, short, {"text": " ", "label": "bad"}])
+    config = run_config(
+        project, data__leave_out_blank=True, data__ood__a__language="de-AT", intervention={"method": "standard"}
+    )
+    noticed = "1 repeat an earlier one exactly, 1 are longer than the model sees, 1 left out because they have no text"
+    assert f"ood/a: 3 (2 bad, 1 good); {noticed}" in experiment.check(config)
+    record = experiment.run(config).data["ood/a"]
+    assert (record.n, record.duplicates, record.truncated, record.language) == (3, 1, 1, "de")
+    assert record.findings == {"left out because they have no text": 1}
+
+
 def test_a_study_compares_its_arms_and_makes_only_what_is_missing(project, monkeypatch):
     config = StudyConfig.from_dict(study_settings(project))
     record = study.run_study(config, command="test")

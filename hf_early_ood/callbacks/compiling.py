@@ -27,11 +27,13 @@ def is_compiled(model: nn.Module, args: TrainingArguments) -> bool:
 def recompilation_allowed(num_stages: int) -> Callable[[], None]:
     """Make room for one more compilation of the model per stage and mode; return how to undo it.
 
-    A compiled model is guarded by the flags of its parameters, so that every stage compiles it anew. Above
+    A compiled model is guarded by the flags of its parameters, so that every stage in which others train compiles it
+    anew (a draw of LISA that was there before does not). Above
     ``torch._dynamo.config.recompile_limit``, 8 by default, PyTorch goes on without compiling, which only its log tells.
 
     Args:
-        num_stages: Stages of the schedule; the recompilations for other reasons keep the room they had.
+        num_stages: Stages of the schedule, as many as need it at most; the recompilations for other reasons keep the
+            room they had.
 
     Example:
         >>> from torch._dynamo import config
@@ -47,7 +49,7 @@ def recompilation_allowed(num_stages: int) -> Callable[[], None]:
     limit, accumulated = config.recompile_limit, config.accumulated_recompile_limit
     config.recompile_limit = limit + _PER_STAGE * num_stages
     config.accumulated_recompile_limit = accumulated + _PER_STAGE * num_stages
-    logger.info(f"torch.compile compiles the model anew in each of the {num_stages} stages.")
+    logger.info(f"torch.compile compiles the model anew in up to {num_stages} stages.")
 
     def undo() -> None:
         config.recompile_limit, config.accumulated_recompile_limit = limit, accumulated

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,23 @@ class DynamicsLog:
     Args:
         path: The file; it is touched by :meth:`replace` first. None keeps the records in memory only (other ranks).
         source: Name of the writer.
+        writers: Names of all that may write in this training.
+        step: Completed updates at which it begins, or goes on.
     """
 
-    def __init__(self, path: Path | None, source: str) -> None:
+    def __init__(self, path: Path | None, source: str, writers: Collection[str] = (), step: int = 0) -> None:
         self.path = path
         self.source = source
+        self.writers = writers
+        self.step = step
         self.records: list[dict[str, Any]] = []
 
     def replace(self, records: Iterable[dict[str, Any]]) -> None:
         """Begin with these records.
 
         The file is written whole, so that lines that came after the checkpoint from which a run resumes are neither
-        kept twice nor lost. Lines of other writers stay.
+        kept twice nor lost. Lines of the other writers of this training stay, up to the update at which it goes on;
+        all others are of another training, or of updates that will be made again without their writer.
 
         Raises:
             ResumeError: There is something else in the file.
@@ -39,7 +44,13 @@ class DynamicsLog:
         self.records = list(records)
         if self.path is not None:
             there = read_records(self.path) if self.path.is_file() else []
-            others = [line for line in there if line.get(_SOURCE, self.source) != self.source]
+            others = [
+                line
+                for line in there
+                if line.get(_SOURCE, self.source) != self.source
+                and line[_SOURCE] in self.writers
+                and line["step"] <= self.step
+            ]
             lines = [*others, *map(self._line, self.records)]
             write_jsonl(self.path, sorted(lines, key=lambda line: line["step"]))
 

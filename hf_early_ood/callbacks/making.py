@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +18,7 @@ from hf_early_ood.callbacks.staged import StagedCallback
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.config.checks import SCHEDULE_KEYS
 from hf_early_ood.config.interventions import AutoFreezeConfig, InterventionConfig, LISAConfig
-from hf_early_ood.errors import ConfigurationError
+from hf_early_ood.errors import ConfigurationError, named
 
 _GRADUAL = (*SCHEDULE_KEYS, "schedule", "signal", "vote", "signal_settings")
 _SECTIONS: dict[str, Callable[..., TrainerCallback]] = {
@@ -42,7 +41,7 @@ def make_callbacks(settings: InterventionConfig) -> list[TrainerCallback]:
     for section, make in _SECTIONS.items():
         values = getattr(settings, section)
         if values is not None:
-            with _named(f"intervention.{section}"):
+            with named(f"intervention.{section}"):
                 callbacks.append(make(**asdict(values)))
     interpolation = settings.weight_interpolation
     if interpolation is not None and interpolation.head == "first_stage":
@@ -57,16 +56,16 @@ def make_staged(settings: InterventionConfig) -> StagedCallback | None:
         ConfigurationError: A setting is not usable, naming its section.
     """
     if settings.method == names.LISA:
-        with _named("intervention.lisa"):
+        with named("intervention.lisa"):
             return LISACallback(**asdict(settings.lisa or LISAConfig()))
     if settings.method == names.AUTOFREEZE:
-        with _named("intervention.autofreeze"):
+        with named("intervention.autofreeze"):
             return AutoFreezeCallback(**asdict(settings.autofreeze or AutoFreezeConfig()))
     if settings.method != names.GRADUAL_UNFREEZING:
         return None
     own: dict[str, Any] = {key: getattr(settings, key) for key in _GRADUAL}
     probe = {f"probe_{key}": value for key, value in asdict(settings.probe).items()}
-    with _named("intervention"):
+    with named("intervention"):
         return GradualUnfreezingCallback(**own, **asdict(settings.detector), **probe)
 
 
@@ -89,13 +88,3 @@ def check_together(callbacks: Sequence[TrainerCallback]) -> None:
             got="FisherPenaltyCallback and GenerationsCallback with ascent",
             fix="Leave one of them out, or set ascent=None.",
         )
-
-
-@contextmanager
-def _named(section: str) -> Iterator[None]:
-    try:
-        yield
-    except ConfigurationError as error:
-        raise ConfigurationError(
-            f"{section}: {error.what}", got=error.got, allowed=error.allowed, fix=error.fix
-        ) from error

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_early_ood.callbacks.dynamics_log import DynamicsLog
-from hf_early_ood.callbacks.resumable import ResumableCallback
+from hf_early_ood.callbacks.resumable import ResumableCallback, stateful_callbacks
 
 Emit = Callable[[dict[str, float]], None]
 
@@ -36,7 +36,7 @@ class ReportingCallback(ResumableCallback):
     def _open_log(self, args: TrainingArguments, state: TrainerState) -> DynamicsLog:
         name = self.settings["dynamics_file"]
         path = Path(str(args.output_dir)) / name if name and state.is_world_process_zero else None
-        return DynamicsLog(path, type(self).__name__)
+        return DynamicsLog(path, type(self).__name__, writers=list(stateful_callbacks(state)), step=state.global_step)
 
     def _emitter(self, state: TrainerState) -> Emit:
         if self._report is not None:

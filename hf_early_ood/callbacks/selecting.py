@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from transformers.utils import logging
 
+from hf_early_ood import names
 from hf_early_ood.callbacks.measuring import measure_in_training
 from hf_early_ood.errors import ProbeError
 from hf_early_ood.freezing import Freezer, requires_grad_set
@@ -16,8 +17,6 @@ from hf_early_ood.layers import LayerGroups
 from hf_early_ood.probes.batches import ProbeSet
 
 logger = logging.get_logger(__name__)
-
-RATIO = "relative_gradient_norm"
 
 
 def scores_of(
@@ -70,7 +69,7 @@ def select_largest(
         >>> select_largest(units, per_group, "fisher_trace"), select_largest(units, per_group, "relative_gradient_norm")
         (('embeddings', 'block.0'), ('block.1',))
     """
-    combined: Callable[[list[float]], float] = max if measure == RATIO else math.fsum
+    combined: Callable[[list[float]], float] = max if measure == names.RELATIVE_GRADIENT_NORM else math.fsum
     values = {tuple(unit): [v for name in unit if (v := per_group.get(name)) is not None] for unit in candidates}
     scores = {unit: combined(known) for unit, known in values.items() if known}
     if not scores:

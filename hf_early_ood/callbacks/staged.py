@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 from torch import nn
@@ -47,8 +47,7 @@ class StagedCallback(RecordingCallback):
         self._run: StagedRun | None = None
         self._is_training = False
         self._state: TrainerState | None = None  # tells one training from another
-        self._input_gradients: Callable[[], None] = lambda: None
-        self._recompilations: Callable[[], None] = lambda: None
+        self._undo = ExitStack()  # gives back what training has changed
         self._rewrap: Callable[[], None] | None = None
         self.checks_loss_scale = True  # EarlyOODTrainer has a loss of its own
 
@@ -135,13 +134,19 @@ class StagedCallback(RecordingCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Freeze: the optimizer and the wrappers exist and hold every layer by now."""
+        self.release_leftovers(kwargs["model"], state)
+        with ExitStack() as undo:  # an error leaves the model as it was
+            self._begin(undo, args, state, **kwargs)
+            self._undo = undo.pop_all()
+
+    def _begin(self, undo: ExitStack, args: TrainingArguments, state: TrainerState, **kwargs: Any) -> None:
         model, dataloader = kwargs["model"], kwargs["train_dataloader"]
-        self.release_leftovers(model, state)
         self._state = state
         check_launcher(args, model, rewraps=self._rewrap is not None)
         begin(model)
         groups = find_layer_groups(model).trainable()
         freezer = Freezer({group.name: group.parameters for group in groups}, model, owner=self)
+        undo.callback(freezer.restore)
         check_optimizer(kwargs["optimizer"], {name: p for g in freezer.managed.values() for name, p in g.items()})
         if self.checks_loss_scale:
             warn_about_loss_scale(args, model)
@@ -149,7 +154,7 @@ class StagedCallback(RecordingCallback):
         for note in groups.notes:
             logger.warning(note)
         # Checkpointing lets inputs require gradients, and with them everything above, frozen or not.
-        self._input_gradients = without_input_gradients(model, args)
+        undo.callback(without_input_gradients(model, args))
         if self.settings["self_check"]:
             self._check_groups(model, dataloader)
 
@@ -173,7 +178,7 @@ class StagedCallback(RecordingCallback):
         self._run, self._is_training = run, True
         self._resumed(state)
         if is_compiled(model, args):
-            self._recompilations = recompilation_allowed(schedule.num_stages(total))
+            undo.callback(recompilation_allowed(schedule.num_stages(total)))
         run.begin(total, state.global_step, self._emitter(state))
         if saved is None:
             self._begun(model, state)
@@ -227,10 +232,7 @@ class StagedCallback(RecordingCallback):
         thaw(model)
 
     def _end(self) -> None:
-        if self._run and self._is_training:
-            self._run.freezer.restore()
-            self._input_gradients()
-            self._recompilations()
+        self._undo.close()
         self._is_training = False
 
     def as_saved(self, model: nn.Module, state: TrainerState) -> AbstractContextManager[None]:

@@ -20,6 +20,7 @@ from hf_early_ood.callbacks.resumable import check_same
 from hf_early_ood.callbacks.selecting import scores_of, select_largest
 from hf_early_ood.callbacks.staged import StagedCallback
 from hf_early_ood.checks import check_choice
+from hf_early_ood.config.checks import SCHEDULE_KEYS
 from hf_early_ood.errors import ConfigurationError
 from hf_early_ood.layers import LayerGroups, find_layer_groups
 from hf_early_ood.probes.batches import ProbeSet
@@ -210,8 +211,8 @@ class GradualUnfreezingCallback(StagedCallback):
 
     def _schedule_of(self, groups: tuple[str, ...]) -> UnfreezingSchedule:
         s = self.settings
-        keys = ("interval", "order", "initial", "release", "first", "start", "embeddings")
-        return UnfreezingSchedule(groups, seed=s["order_seed"], **{key: s[key] for key in keys})
+        keys = {key: s[key] for key in SCHEDULE_KEYS if key != "order_seed"}
+        return UnfreezingSchedule(groups, seed=s["order_seed"], **keys)
 
     def make_schedule(self, groups: tuple[str, ...], total_updates: int | None) -> UnfreezingSchedule:
         """The schedule of the settings, or of the file that they name, for a model with these groups."""

@@ -90,6 +90,10 @@ class DataConfig:
         allowed=_COLUMNS_IN_WORDS,
     )
     max_length: int = option("Longest input in tokens; the rest is cut off.", 128, at_least=1)
+    leave_out_blank: bool = option(
+        "Leave out and count examples in which a text that the model reads is blank or missing: an error otherwise.",
+        False,
+    )
     drop_near_duplicates: bool = option(
         "Leave out training examples that nearly repeat an evaluation text (counted either way).", False
     )

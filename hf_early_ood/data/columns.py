@@ -9,11 +9,13 @@ from typing import Any
 from datasets import ClassLabel, Dataset
 
 from hf_early_ood.errors import ConfigurationError, DataError, did_you_mean
-from hf_early_ood.names import CHOICES, GROUP, ID
+from hf_early_ood.names import CHOICES, CONTEXT, GROUP, ID, QUESTION, TEXT, TEXT_PAIR
 from hf_early_ood.roles import ROLES, TARGETS, columns_by_role
 from hf_early_ood.sources import SplitSpec, column_names
 
 Columns = Mapping[str, str | Sequence[str]]
+BLANK = "left out because they have no text"
+_READ_WHOLE = (TEXT, TEXT_PAIR, QUESTION, CONTEXT)
 _MOST_IDS = 5  # in a message
 
 
@@ -78,9 +80,31 @@ def texts(dataset: Dataset, column: str) -> list[str]:
                 f"Column {column!r} has an example without text.",
                 got=f"{value!r} in example {row}",
                 allowed="text that is not blank",
-                fix="Write it as text, or remove such examples from the source.",
+                fix="Write it as text, remove such examples from the source, or set leave_out_blank.",
             )
     return values
+
+
+def blank_rows(dataset: Dataset, columns: Columns) -> set[int]:
+    """Examples in which a text, a question, a context or a choice is missing or blank. What is no text stays.
+
+    Args:
+        dataset: The set.
+        columns: Role -> column.
+
+    Example:
+        >>> rows = Dataset.from_dict({"review": ["fine", " ", None]})
+        >>> blank_rows(rows, {"text": "review"})
+        {1, 2}
+    """
+    read = {role: column for role, column in columns.items() if role in (*_READ_WHOLE, CHOICES)}
+    found = set()
+    for column in flat(read):
+        for row, value in enumerate(dataset[column][:]):
+            parts = value if isinstance(value, list) else [value]
+            if any(part is None or (isinstance(part, str) and not is_text(part)) for part in parts):
+                found.add(row)
+    return found
 
 
 def is_text(value: Any) -> bool:
@@ -127,7 +151,9 @@ def choices(dataset: Dataset, columns: str | Sequence[str]) -> list[list[str]]:
     blank = next((row for row, values in enumerate(rows) if not all(map(is_text, values))), None)
     if blank is not None:
         raise DataError(
-            f"{CHOICES} has an example with a blank choice.", got=f"{rows[blank]} in example {blank}", fix="Remove it."
+            f"{CHOICES} has an example with a blank choice.",
+            got=f"{rows[blank]} in example {blank}",
+            fix="Remove it, or set leave_out_blank.",
         )
     return rows
 

@@ -10,7 +10,17 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from hf_early_ood.data.answers import answers
-from hf_early_ood.data.columns import Columns, choices, columns_of, flat, lists_of_text, texts, words_of
+from hf_early_ood.data.columns import (
+    BLANK,
+    Columns,
+    blank_rows,
+    choices,
+    columns_of,
+    flat,
+    lists_of_text,
+    texts,
+    words_of,
+)
 from hf_early_ood.data.labels import LEFT_OUT, Vocabulary, coarser, label_ids, own_names, written_names
 from hf_early_ood.data.tags import EMPTY, ODD_BEGINNINGS, odd_beginnings, tag_ids, tags_by_name
 from hf_early_ood.errors import DataError
@@ -64,6 +74,7 @@ def load_split(
     label_names: Sequence[str] | None = None,
     labeled: bool = True,
     training: bool = False,
+    leave_out_blank: bool = False,
     seed: int = 0,
 ) -> Dataset:
     """Load one split, check every example, and number its labels.
@@ -81,6 +92,7 @@ def load_split(
             sorted values of the whole split (before sub-sampling).
         labeled: Whether the labels are read.
         training: Whether to learn from it: then the place of every answer in its context must be known.
+        leave_out_blank: Leave out examples in which a text that the model reads is missing or blank.
         seed: Decides which examples ``max_examples`` keeps (their order stays; a smaller number keeps a subset).
 
     Returns:
@@ -88,7 +100,8 @@ def load_split(
         an ``id``, the number of the example in its source unless a column is named.
 
     Raises:
-        DataError: If something is not there, a text is missing or blank, or a label is missing or not known.
+        DataError: If something is not there, a text is missing or blank (and not to be left out), or a label
+            is missing or not known.
 
     Example:
         >>> movie = load_split(SplitSpec("bundled:vader-icwsm2014", split="movie", max_examples=3))
@@ -97,7 +110,14 @@ def load_split(
     """
     vocabulary = Vocabulary(None if label_names is None else tuple(label_names))
     return read_split(
-        spec, task=task, columns=columns, vocabulary=vocabulary, labeled=labeled, training=training, seed=seed
+        spec,
+        task=task,
+        columns=columns,
+        vocabulary=vocabulary,
+        labeled=labeled,
+        training=training,
+        leave_out_blank=leave_out_blank,
+        seed=seed,
     ).dataset
 
 
@@ -109,6 +129,7 @@ def read_split(
     vocabulary: Vocabulary,
     labeled: bool = True,
     training: bool = False,
+    leave_out_blank: bool = False,
     seed: int = 0,
 ) -> Loaded:
     """As `load_split`, with what was noticed, and with words of one's own about labels that are not known."""
@@ -125,6 +146,10 @@ def read_split(
     found, own = _labels(task, dataset, by_role, spec)
     kept = [row for row, label in enumerate(found) if label is not None]
     findings = {EMPTY if task == TOKEN_CLASSIFICATION else LEFT_OUT: len(found) - len(kept)}
+    if leave_out_blank:
+        blank = blank_rows(dataset, by_role)
+        findings[BLANK] = sum(row in blank for row in kept)
+        kept = [row for row in kept if row not in blank]
     if not kept:
         raise DataError("Every example of the split is left out.", got=spec, fix="Check labels, or the source.")
     if spec.max_examples is not None and spec.max_examples < len(kept):

@@ -43,6 +43,21 @@ class SplitReport:
     findings: dict[str, int] = field(default_factory=dict)
     truncated: int | None = None
 
+    def noticed(self) -> str:
+        """What a reader should know, in words; empty if nothing was noticed.
+
+        Example:
+            >>> SplitReport({}, 9, {}, "", near_duplicates=2, findings={"left out": 1}, truncated=3).noticed()
+            '2 nearly repeat a training example, 3 are longer than the model sees, 1 left out'
+        """
+        counts = {
+            "nearly repeat a training example": self.near_duplicates,
+            "repeat an earlier one exactly": self.duplicates,
+            "are longer than the model sees": self.truncated,
+            **self.findings,
+        }
+        return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+
 
 @dataclass(frozen=True)
 class DataReport:

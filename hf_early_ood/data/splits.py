@@ -87,6 +87,7 @@ def load_splits(
     columns: Columns | None = None,
     label_names: Sequence[str] | None = None,
     seed: int = 0,
+    leave_out_blank: bool = False,
     drop_near_duplicates: bool = False,
 ) -> Splits:
     """Load all splits of a run, with the labels of train, and look for leaks between them.
@@ -105,6 +106,7 @@ def load_splits(
         columns: Role -> column, in every source that is not bundled; a set's own ``columns`` win.
         label_names: Label of each class id, where train does not say it right.
         seed: Seed of the sub-sampling.
+        leave_out_blank: Leave out examples in which a text that the model reads is missing or blank, and count them.
         drop_near_duplicates: Drop training examples that are nearly the same as one of any evaluation split. They are
             counted either way. Evaluation sets are never touched.
 
@@ -148,6 +150,7 @@ def load_splits(
                 columns=columns,
                 vocabulary=Vocabulary(known),
                 training=split == names.TRAIN,
+                leave_out_blank=leave_out_blank,
                 seed=seed,
             )
         except DataError as error:
@@ -206,6 +209,7 @@ def load_test_splits(
     task: str = SEQUENCE_CLASSIFICATION,
     columns: Columns | None = None,
     vocabulary: Vocabulary,
+    leave_out_blank: bool = False,
     seed: int = 0,
 ) -> tuple[dict[str, Dataset], dict[str, SplitInfo]]:
     """Load sets to judge a model that exists already: no training set, so its labels come from the model.
@@ -215,6 +219,7 @@ def load_test_splits(
         task: Name of the task.
         columns: As in `load_splits`.
         vocabulary: The labels of the model.
+        leave_out_blank: As in `load_splits`.
         seed: Seed of the sub-sampling.
 
     Returns:
@@ -227,7 +232,14 @@ def load_test_splits(
     problems: dict[str, DataError] = {}
     for split, spec in specs.items():
         try:
-            loaded[split] = read_split(spec, task=task, columns=columns, vocabulary=vocabulary, seed=seed)
+            loaded[split] = read_split(
+                spec,
+                task=task,
+                columns=columns,
+                vocabulary=vocabulary,
+                leave_out_blank=leave_out_blank,
+                seed=seed,
+            )
         except DataError as error:
             problems[split] = error
     if problems:

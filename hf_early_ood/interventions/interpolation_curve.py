@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+from accelerate import PartialState
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -53,7 +54,8 @@ def evaluated_at(
     """
     check_alphas(alphas)
     outcomes = {}
-    for alpha in tqdm(sorted(alphas), desc="Interpolating", unit="alpha", disable=None, leave=False):
+    quiet = None if PartialState().is_main_process else True  # None: where nobody watches
+    for alpha in tqdm(sorted(alphas), desc="Interpolating", unit="alpha", disable=quiet, leave=False):
         with interpolated(model, start, alpha):
             outcomes[alpha] = evaluate(model)
     return outcomes

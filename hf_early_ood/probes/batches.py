@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -132,6 +132,19 @@ class ProbeSet:
         """Yield the batches on ``device``, one at a time: the set itself stays on the CPU."""
         for batch in self.batches:
             yield {key: value.to(device) for key, value in batch.items()}
+
+
+def check_some(batches: Sized) -> None:
+    """Refuse to measure on nothing.
+
+    Args:
+        batches: One item a batch.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    if not len(batches):
+        raise ConfigurationError("There is no batch to measure on.", got="an empty iterable", fix="Pass a ProbeSet.")
 
 
 def num_rows(batch: Mapping[str, Tensor], index: int) -> int:

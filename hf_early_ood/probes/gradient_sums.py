@@ -12,10 +12,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from hf_early_ood.errors import ConfigurationError, NonFiniteError
+from hf_early_ood.errors import NonFiniteError
 from hf_early_ood.freezing import requires_grad_set
 from hf_early_ood.layers import LayerGroups
-from hf_early_ood.probes.batches import num_rows
+from hf_early_ood.probes.batches import check_some, num_rows
 from hf_early_ood.probes.isolation import isolated
 from hf_early_ood.probes.likelihood import Scorer, check_not_all_empty, likelihood_for
 from hf_early_ood.probes.memory import in_pieces
@@ -60,10 +60,7 @@ class GradientSums:
                 on_device = {key: value.to(self._device) for key, value in batch.items()}
                 in_pieces(partial(self._add, on_device, uniforms, index), rows, f"probe batch {index}")
                 yield index, rows
-        if not self.batch_sizes:
-            raise ConfigurationError(
-                "There is no batch to measure on.", got="an empty iterable", fix="Pass a ProbeSet."
-            )
+        check_some(self.batch_sizes)
         check_not_all_empty(self.num_empty, sum(self.batch_sizes))
 
     def take(self) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hf_early_ood.errors import ConfigurationError, did_you_mean
+from hf_early_ood.errors import ConfigurationError, did_you_mean, named
 from hf_early_ood.layers import LayerGroups
 from hf_early_ood.probes.curvature import (
     check_hessian_top_eigenvalue,
@@ -101,12 +101,8 @@ def check_measures(measures: Sequence[str], settings: Mapping[str, Mapping[str, 
             if key not in known:
                 raise ConfigurationError(f"Unknown setting of {name}.", got=key, fix=did_you_mean(str(key), known))
     for name in chosen:
-        try:
+        with named(name):
             _CHECKS[name](**_all_settings(name, settings.get(name)))
-        except ConfigurationError as error:
-            raise ConfigurationError(
-                f"{name}: {error.what}", got=error.got, allowed=error.allowed, fix=error.fix
-            ) from error
 
 
 def _defaults(name: str) -> dict[str, Any]:

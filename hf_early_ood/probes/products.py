@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_early_ood.checks import check_choice
-from hf_early_ood.errors import ConfigurationError, NonFiniteError, ProbeError
+from hf_early_ood.errors import NonFiniteError, ProbeError
 from hf_early_ood.freezing import requires_grad_set
 from hf_early_ood.layers import LayerGroups
-from hf_early_ood.probes.batches import num_rows
+from hf_early_ood.probes.batches import check_some, num_rows
 from hf_early_ood.probes.double_backward import (
     double_backward_explained,
     refuse_once_differentiable,
@@ -317,8 +317,7 @@ def curvature_matrix(
     likelihood = likelihood_for(model)
     measured = Measured.of(model, parameters, groups)
     listed = list(batches)
-    if not listed:
-        raise ConfigurationError("There is no batch to measure on.", got="an empty iterable", fix="Pass a ProbeSet.")
+    check_some(listed)
     whole = CurvatureMatrix(model, likelihood, measured, listed, matrix, seed)
     with (
         isolated(model),

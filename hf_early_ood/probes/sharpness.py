@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_early_ood.checks import PARAMETER_CHOICES, check_choice, check_count, check_flags, check_number
-from hf_early_ood.errors import ConfigurationError, NonFiniteError, ProbeError
+from hf_early_ood.errors import NonFiniteError, ProbeError
 from hf_early_ood.freezing import requires_grad_set
 from hf_early_ood.probes.apgd import NORMS, Ball, Evaluate, Point, ascend
-from hf_early_ood.probes.batches import num_rows
+from hf_early_ood.probes.batches import check_some, num_rows
 from hf_early_ood.probes.given_loss import GivenLoss, mean_loss
 from hf_early_ood.probes.isolation import isolated
 from hf_early_ood.probes.likelihood import count_empty
@@ -425,8 +425,7 @@ def _randomize(point: Mapping[str, Tensor], ball: Ball, seed: int) -> None:
 def _materialized(batches: Iterable[Batch]) -> tuple[list[Batch], list[int]]:
     """The batches, to be gone through many times, and their numbers of examples."""
     data = list(batches)
-    if not data:
-        raise ConfigurationError("There is no batch to measure on.", got="an empty iterable", fix="Pass a ProbeSet.")
+    check_some(data)
     return data, [num_rows(batch, index) for index, batch in enumerate(data)]
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_early_ood.checks import PARAMETER_CHOICES, check_choice
-from hf_early_ood.errors import ConfigurationError, NonFiniteError, ProbeError
+from hf_early_ood.errors import NonFiniteError, ProbeError
 from hf_early_ood.layers import LayerGroups, find_layer_groups
+from hf_early_ood.probes.batches import check_some
 from hf_early_ood.probes.likelihood import check_not_all_empty
 
 
@@ -135,8 +136,7 @@ def summarize(
         NonFiniteError: A gradient is not finite.
     """
     pairs = list(units)
-    if not pairs:
-        raise ConfigurationError("There is no batch to measure on.", got="an empty iterable", fix="Pass a ProbeSet.")
+    check_some(pairs)
     sums = torch.cat([table for _, table in pairs])
     sizes = torch.cat([table.new_full((len(table),), float(n)) for n, table in pairs])
     if not bool(torch.isfinite(sums).all()):

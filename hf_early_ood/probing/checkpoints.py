@@ -118,7 +118,7 @@ def _final_model(folder: Path) -> SavedModel | None:
     if not (_holds_model(path) and results.is_file()):
         return None
     record = read_run(results)
-    last = record.evaluation is not None and record.evaluation.selected_by == "last update"
+    last = record.evaluation is not None and record.evaluation.selected_by == names.LAST_UPDATE
     if record.training is None or not last:
         return None
     return SavedModel(record.training.updates, str(path), path.name)

@@ -10,6 +10,7 @@ from hf_early_ood.names import (
     GAP_TO_ID,
     ID_TEST,
     ID_VALIDATION,
+    LAST_UPDATE,
     LISA,
     OOD_MACRO_MEAN,
     OOD_WORST,
@@ -228,9 +229,19 @@ def _layers_and_costs(study: StudyRecord) -> Table:
         ("arm", "first release", "why", "updates", "training", "probes", "of training"),
         rows,
         "First release: completed updates, one number a seed; - where all layers train from the start. Times: "
-        "mean over seeds, probes included in training.",
+        "mean over seeds, probes included in training." + _chosen_weights(study),
         left=("why",),
     )
+
+
+def _chosen_weights(study: StudyRecord) -> str:
+    """Which weights the scores belong to, for the arms where they are not those of the last update."""
+    notes = ""
+    for arm in study.arms:
+        ways = dict.fromkeys(evaluation.selected_by for evaluation in evaluations(study, arm))
+        if set(ways) - {LAST_UPDATE}:
+            notes += f" Weights of {arm} chosen by: {'; '.join(ways)}."
+    return notes
 
 
 def _runs(study: StudyRecord) -> Table:

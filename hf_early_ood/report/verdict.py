@@ -72,7 +72,7 @@ def verdict(study: StudyRecord) -> str:
     findings = (
         _grouped_verdicts(study, others) if many_arms(study) else [_arm_verdict(study, a, len(sets)) for a in others]
     )
-    for finding in [*findings, *(_wins(study, rate) for rate in study.win_rates)]:
+    for finding in [*findings, *(win_rate_in_words(study, rate) for rate in study.win_rates)]:
         lines += ["", *wrapped(finding)]
     notes = _notes(study)
     if notes:
@@ -130,7 +130,8 @@ def _grouped_verdicts(study: StudyRecord, arms: Sequence[str]) -> list[str]:
     return texts + [f"{statement}: {', '.join(named)}." for statement, named in statements.items()]
 
 
-def _wins(study: StudyRecord, rate: WinRateRecord) -> str:
+def win_rate_in_words(study: StudyRecord, rate: WinRateRecord) -> str:
+    """How often an arm wins, against how many others, and what the interval covers."""
     return (
         f"Win rate of {rate.arm} against {len(rate.others)} arms on the mean of the OOD sets: {points(rate.value)}% of "
         f"{len(rate.others) * rate.num_seeds} pairs of runs with the same seed ({study.confidence:.0%} interval over "

@@ -64,7 +64,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def num_stages(self, total_updates: int) -> int:
-        """Stages that a training of this length goes through."""
+        """Stages that a training of this length goes through; the same groups may train in several of them."""
 
     @abstractmethod
     def check_length(self, total_updates: int) -> str | None:

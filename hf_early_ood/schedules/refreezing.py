@@ -34,7 +34,7 @@ class _PeriodicSchedule(Schedule):
         return global_step // self.interval if isinstance(self.interval, int) else 0
 
     def num_stages(self, total_updates: int) -> int:
-        """Stages that begin within training."""
+        """Stages that begin within training, each with a draw or a look of its own, also where nothing changes."""
         return self.stage(max(0, total_updates - 1)) + 1
 
     def check_length(self, total_updates: int) -> str | None:

@@ -56,13 +56,17 @@ class Task(ABC):
         There may be more rows than examples (windows over a long text).
         """
 
-    def check(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+    def check(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
         """Find what `predict` would stumble over, before a model is trained: columns, lengths, the tokenizer.
+
+        Returns:
+            How many examples are cut, so that the model does not see their ends: none, where they become windows.
 
         Raises:
             EarlyOODError: As `predict` does.
         """
         self.encode(dataset.select(range(1)) if len(dataset) else dataset, tokenizer)
+        return 0
 
     @abstractmethod
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Collator:

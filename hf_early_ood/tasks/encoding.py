@@ -16,6 +16,7 @@ from hf_early_ood.tasks.loading import class_names
 
 logger = logging.get_logger(__name__)
 
+Encoded = tuple[dict[str, list[list[int]]], list[bool]]
 _CHUNK = 1000  # examples tokenized at a time
 
 
@@ -74,7 +75,7 @@ def chunks(dataset: Dataset) -> Iterator[tuple[int, dict[str, list[Any]]]]:
 
 def encode_texts(
     tokenizer: PreTrainedTokenizerBase, first: list[str], second: list[str] | None, max_length: int
-) -> tuple[dict[str, list[list[int]]], list[bool]]:
+) -> Encoded:
     """Token ids of texts, or of pairs of texts, cut to a length (of a pair, the longer text).
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -69,10 +69,24 @@ class MultipleChoice(Task):
             DataError: A column is not there, there are no examples, or their choices or labels are not usable.
             ConfigurationError: ``max_length`` does not fit the tokenizer.
         """
+        parts, num_cut = [], 0
+        for columns, is_cut in self._encoded(dataset, tokenizer):
+            parts.append(Dataset.from_dict(columns))
+            num_cut += sum(is_cut)
+        warn_about_cuts(num_cut, len(dataset), self.max_length)
+        return concatenate_datasets(parts).add_column(LABELS, dataset[LABEL][:])
+
+    def check(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Encode all examples, and count those of which a choice, or what is before it, is cut."""
+        return sum(sum(is_cut) for _, is_cut in self._encoded(dataset, tokenizer))
+
+    def _encoded(
+        self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase
+    ) -> Iterator[tuple[dict[str, list[Any]], list[bool]]]:
+        """Inputs of some examples at a time, (choices, T) each, and which are cut."""
         check_columns(dataset, (TEXT, CHOICES, LABEL), tuple(self.roles))
         check_max_length(tokenizer, self.max_length, pair=True)
         num_choices = _check_choices(dataset)
-        parts, num_cut = [], 0
         for _, batch in chunks(dataset):
             contexts = batch[TEXT]
             if TEXT_PAIR in batch:
@@ -80,10 +94,8 @@ class MultipleChoice(Task):
             first = [context for context in contexts for _ in range(num_choices)]
             second = [choice for choices in batch[CHOICES] for choice in choices]
             columns, is_cut = encode_texts(tokenizer, first, second, self.max_length)
-            parts.append(Dataset.from_dict({name: _by(num_choices, rows) for name, rows in columns.items()}))
-            num_cut += sum(map(any, _by(num_choices, is_cut)))
-        warn_about_cuts(num_cut, len(dataset), self.max_length)
-        return concatenate_datasets(parts).add_column(LABELS, dataset[LABEL][:])
+            by_example = {name: _by(num_choices, rows) for name, rows in columns.items()}
+            yield by_example, [any(cuts) for cuts in _by(num_choices, is_cut)]
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> DataCollatorForMultipleChoice:
         """Pads all choices of a batch to the longest: inputs (B, choices, T), labels (B,).

@@ -252,8 +252,8 @@ class QuestionAnswering(Task):
             batch[QUESTION], batch[CONTEXT], tokenizer, max_length=self.max_length, overlap=self.doc_stride
         )
 
-    def check(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse what cannot be encoded or answered; see `encode` for the errors."""
+    def check(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Refuse what cannot be encoded or answered; see `encode` for the errors. Nothing is cut: 0."""
         check_max_length(tokenizer, self.max_length, pair=True)
         check_columns(dataset, (QUESTION, CONTEXT, ANSWERS), tuple(self.roles))
         rows = zip(_ids(dataset), dataset[QUESTION][:], dataset[CONTEXT][:], dataset[ANSWERS][:], strict=True)
@@ -267,6 +267,7 @@ class QuestionAnswering(Task):
                     got=f"question {name}",
                     fix="Set no_answer=True to have such questions answered by an empty text, or leave them out.",
                 )
+        return 0
 
 
 @dataclass(frozen=True)

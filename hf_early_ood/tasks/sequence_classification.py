@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from hf_early_ood.evaluation.predictions import Predictions
 from hf_early_ood.names import BALANCED_ACCURACY, GROUP, LABEL, LABELS, SEQUENCE_CLASSIFICATION, TEXT, TEXT_PAIR
 from hf_early_ood.tasks.base import Task
 from hf_early_ood.tasks.encoding import (
+    Encoded,
     check_columns,
     check_label_names,
     check_max_length,
@@ -55,6 +56,10 @@ class SequenceClassification(Task):
     def encode(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
         """Token ids and ``labels`` of every example; see :func:`tokenize`."""
         return tokenize(dataset, tokenizer, self.max_length)
+
+    def check(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Encode all examples, and count those that are cut."""
+        return sum(sum(is_cut) for _, is_cut in _encoded(dataset, tokenizer, self.max_length))
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
         """Pads every batch to its longest sequence; see :func:`data_collator`."""
@@ -112,15 +117,20 @@ def tokenize(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: i
         >>> tokenize(Dataset.from_dict({"text": ["good"], "label": [1]}), tokenizer, max_length=16)["input_ids"][0]
         [101, 2204, 102]
     """
-    check_columns(dataset, (TEXT, LABEL), (TEXT, TEXT_PAIR, LABEL))
-    check_max_length(tokenizer, max_length, pair=TEXT_PAIR in dataset.column_names)
     parts, num_cut = [], 0
-    for _, batch in chunks(dataset):
-        columns, is_cut = encode_texts(tokenizer, batch[TEXT], batch.get(TEXT_PAIR), max_length)
+    for columns, is_cut in _encoded(dataset, tokenizer, max_length):
         parts.append(Dataset.from_dict(columns))
         num_cut += sum(is_cut)
     warn_about_cuts(num_cut, len(dataset), max_length)
     return concatenate_datasets(parts).add_column(LABELS, dataset[LABEL][:], feature=dataset.features[LABEL])
+
+
+def _encoded(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[Encoded]:
+    """See :func:`encode_texts`, some examples at a time."""
+    check_columns(dataset, (TEXT, LABEL), (TEXT, TEXT_PAIR, LABEL))
+    check_max_length(tokenizer, max_length, pair=TEXT_PAIR in dataset.column_names)
+    for _, batch in chunks(dataset):
+        yield encode_texts(tokenizer, batch[TEXT], batch.get(TEXT_PAIR), max_length)
 
 
 def data_collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:

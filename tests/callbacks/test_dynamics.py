@@ -91,12 +91,36 @@ def test_examples_for_which_nothing_is_predicted(tmp_path):
 def test_log_keeps_lines_of_others_and_half_a_line_is_none(tmp_path):
     path = tmp_path / "dynamics.jsonl"
     path.write_text('{"step": 4, "source": "other"}\n{"step": 1, "source": "us", "old": 1}\n{"step": 5, "sou')
-    log = DynamicsLog(path, "us")
+    log = DynamicsLog(path, "us", writers=["us", "other"], step=4)
     log.replace([{"step": 2}])
     log.append({"step": 6})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"step": 2, "source": "us"}, {"step": 4, "source": "other"}, {"step": 6, "source": "us"},
     ]  # fmt: skip
+
+
+def test_log_drops_what_is_not_of_this_training(tmp_path):
+    path = tmp_path / "dynamics.jsonl"
+    lines = [{"step": 4, "source": "other"}, {"step": 5, "source": "other"}, {"step": 1, "source": "gone"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    DynamicsLog(path, "us", writers=["us", "other"], step=4).replace([{"step": 2}])
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 2, "source": "us"}, lines[0]]
+
+
+def sources(folder):
+    lines = [json.loads(line) for line in (folder / "dynamics.jsonl").read_text().splitlines()]
+    return {line["source"] for line in lines}, max(line["step"] for line in lines)
+
+
+def test_another_training_in_the_folder_leaves_no_line_of_writers_that_it_lacks(tmp_path):
+    both = [EarlyDynamicsCallback(every=1, **PROBE), GradualUnfreezingCallback(2)]
+    make_trainer(tmp_path, [*both, StopAfter(4)], max_steps=8).train()
+    assert sources(tmp_path) == ({"EarlyDynamicsCallback", "GradualUnfreezingCallback"}, 4)
+    # Resumed without measuring: its lines of updates that are kept stay.
+    make_trainer(tmp_path, [GradualUnfreezingCallback(2)], max_steps=8).train(resume_from_checkpoint=True)
+    assert sources(tmp_path) == ({"EarlyDynamicsCallback", "GradualUnfreezingCallback"}, 8)
+    make_trainer(tmp_path, [GradualUnfreezingCallback(2)], max_steps=4).train()
+    assert sources(tmp_path) == ({"GradualUnfreezingCallback"}, 2)
 
 
 @pytest.mark.parametrize("line", ["nonsense", "3", '{"measure": "m"}', '{"step": "2"}'])

@@ -113,6 +113,14 @@ def test_sets_may_have_other_numbers_of_choices(tmp_path: Path) -> None:
     assert splits.report.splits["id_test"].label_counts == {"0": 0, "1": 1}
 
 
+def test_examples_with_a_blank_choice_can_be_left_out(tmp_path: Path) -> None:
+    rows = [{"a": a, "b": "y", "text": "t", "label": 1} for a in ("x", " ", "z")]
+    spec = write_lines(tmp_path / "a.jsonl", *rows)
+    columns = {"choices": ["a", "b"]}
+    dataset = load_split(spec, task=MULTIPLE_CHOICE, columns=columns, leave_out_blank=True)
+    assert dataset["choices"][:] == [["x", "y"], ["z", "y"]]
+
+
 @pytest.mark.parametrize(
     ("choices", "label", "message"),
     [

@@ -48,6 +48,19 @@ def test_splits(specs: dict[str, Any]) -> None:
     }
 
 
+@pytest.mark.parametrize("blank", ["", " \n", "\0", None])
+def test_blank_texts_are_an_error_or_left_out_and_counted(specs: dict[str, Any], tmp_path: Path, blank: Any) -> None:
+    specs["ood"]["blank"] = write_texts(tmp_path / "blank.jsonl", ["b", "b", "a"], ["one", blank, "two"])
+    with pytest.raises(DataError, match=r"ood/blank.*without text.*set leave_out_blank"):
+        load_splits(**specs)
+    splits = load_splits(**specs, leave_out_blank=True)
+    assert splits["ood/blank"]["text"][:] == ["one", "two"]
+    assert splits["ood/blank"]["label"][:] == [1, 0]
+    report = splits.report.splits["ood/blank"]
+    assert report.findings == {"left out because they have no text": 1}
+    assert report.noticed() == "1 left out because they have no text"
+
+
 def test_near_duplicates_are_counted_and_kept_or_dropped(specs: dict[str, Any]) -> None:
     kept, dropped = load_splits(**specs), load_splits(**specs, drop_near_duplicates=True)
     assert kept.report.splits["id_test"].near_duplicates == dropped.report.splits["id_test"].near_duplicates == 1

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from hf_early_ood.callbacks import measuring, setups
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.errors import ConfigurationError, DataError, ProbeError, ResumeError, UnsupportedSetupError
-from hf_early_ood.freezing import requires_grad_set
+from hf_early_ood.freezing import frozen_by, requires_grad_set
 from hf_early_ood.layers import find_layer_groups
 from hf_early_ood.probes.fisher import fisher_trace
 from tests import families
@@ -350,6 +350,17 @@ def test_activation_checkpointing_keeps_the_saving(tmp_path):
     # Stage by stage, nothing below the lowest layer that trains is differentiated.
     assert graphs.layers[::2] == [set(), {2}, {1, 2}, {0, 1, 2}, {0, 1, 2}]
     assert trainer.model._require_grads_hooks  # as it was
+
+
+@pytest.mark.parametrize("settings", [{"interval": 20}, {"interval": 2, "initial": ["classifier"]}])
+def test_an_error_at_the_start_leaves_the_model_as_it_was(tmp_path, settings):
+    """In a plain Trainer, which does not tell callbacks of an error."""
+    trainer = make_trainer(tmp_path, [GradualUnfreezingCallback(**settings)], activation_checkpointing=True)
+    with pytest.raises(ConfigurationError, match=r"longer than training allows|nothing to train in this model"):
+        trainer.train()
+    assert trainer.model._require_grads_hooks
+    assert frozen_by(trainer.model) is None
+    assert all(parameter.requires_grad for parameter in trainer.model.parameters())
 
 
 def test_reentrant_checkpointing_is_refused(tmp_path):

@@ -1,6 +1,9 @@
-"""A user's own data: three files and a short YAML file, no validation set."""
+"""A user's own data: three files and the short YAML file of the README, no validation set."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import pytest
 
@@ -9,23 +12,18 @@ from hf_early_ood.cli import USER_ERROR, main
 from hf_early_ood.results import read_run, read_study
 from tests.tiny_project import make_project
 
-OWN = """\
-model: {name: ./model}
-data:
-  max_length: 32
-  train: {source: train.jsonl}
-  id_test: {source: test.jsonl}
-  ood:
-    reviews: {source: a.jsonl, language: en}
-training: {max_steps: 6, use_cpu: true}
-study:
-  baseline: standard
-  seeds: [1, 2]
-  arms:
-    standard:
-    gradual:
-      intervention: {method: gradual_unfreezing, interval: 2}
-"""
+README = Path(__file__).parents[2] / "README.md"
+(OWN,) = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+TINY = [
+    "--model.name",
+    "./model",
+    "--data.max_length",
+    "32",
+    "--training.max_steps",
+    "10",
+    "--training.use_cpu",
+    "true",
+]
 
 
 @pytest.fixture
@@ -34,14 +32,15 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(make_project(tmp_path / "project"))
     for unused in ("validation.jsonl", "b.jsonl"):
         (tmp_path / "project" / unused).unlink()
+    (tmp_path / "project" / "a.jsonl").rename(tmp_path / "project" / "reviews.jsonl")
     return tmp_path / "project"
 
 
 def test_three_files_and_fifteen_lines_give_the_verdict(folder, capsys):
     assert len(OWN.splitlines()) <= 15
     (folder / "reviews.yaml").write_text(OWN)
-    assert main(["validate", "reviews.yaml"]) == 0
-    assert main(["study", "reviews.yaml"]) == 0
+    assert main(["validate", "reviews.yaml", *TINY]) == 0
+    assert main(["study", "reviews.yaml", *TINY]) == 0
     printed = capsys.readouterr().out
     record = read_study(folder / "runs" / "reviews" / names.STUDY_FILE)
     assert record.name == "reviews"
@@ -64,5 +63,5 @@ def test_three_files_and_fifteen_lines_give_the_verdict(folder, capsys):
 )
 def test_without_a_validation_set_nothing_is_chosen(folder, capsys, option, key):
     (folder / "reviews.yaml").write_text(OWN)
-    assert main(["validate", "reviews.yaml", option]) == USER_ERROR
+    assert main(["validate", "reviews.yaml", *TINY, option]) == USER_ERROR
     assert f"{key}: needs examples to choose by: give data.id_validation." in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from hf_early_ood.atomic import dumps
 from hf_early_ood.errors import ConfigurationError
+from hf_early_ood.interventions import interpolation_curve as module
 from hf_early_ood.interventions.interpolation_curve import ALPHAS, choose_alpha, evaluated_at, record_of
 from hf_early_ood.interventions.weight_interpolation import copied_weights
 from hf_early_ood.results import InterpolationRecord
@@ -31,6 +33,16 @@ def test_every_alpha_is_evaluated_and_the_model_comes_back():
     assert [outcomes[alpha] for alpha in ALPHAS] == pytest.approx([1 + 2 * alpha for alpha in ALPHAS])
     assert layer.weight.item() == 3.0
     assert list(evaluated_at(layer, start, lambda model: None, [1.0, 0.0])) == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(("main", "disable"), [(True, None), (False, True)])
+def test_only_the_main_process_shows_how_far_it_is(monkeypatch, main, disable):
+    shown = []
+    monkeypatch.setattr(module, "PartialState", lambda: SimpleNamespace(is_main_process=main))
+    monkeypatch.setattr(module, "tqdm", lambda alphas, **settings: shown.append(settings["disable"]) or alphas)
+    layer, start = line()
+    evaluated_at(layer, start, lambda model: None, [0.0])
+    assert shown == [disable]
 
 
 @pytest.mark.parametrize("alphas", [[], [0.5, 0.5], [0.0, 2.0], [math.nan], [0, False]])

@@ -114,6 +114,19 @@ def test_first_release_is_explained() -> None:
         assert why in row(study_report(dataclasses.replace(study, arms=arms)), "Layers and time", "gradual")
 
 
+def test_scores_of_an_interpolated_model_are_named() -> None:
+    study = records.study((1, 2))
+    assert "Weights of" not in study_report(study)
+    runs = [
+        dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, selected_by=f"last update, alpha={a}"))
+        for run, a in zip(study.arms["gradual"], (0.3, 0.5), strict=True)
+        if run.evaluation is not None
+    ]
+    text = joined(study_report(dataclasses.replace(study, arms={**study.arms, "gradual": tuple(runs)})))
+    assert "Weights of gradual chosen by: last update, alpha=0.3; last update, alpha=0.5." in text
+    assert "Weights of standard" not in text
+
+
 def test_number_that_does_not_exist_is_not_zero() -> None:
     study = records.study()
     run = study.arms["gradual"][0]

@@ -83,6 +83,7 @@ def test_cut_examples_are_counted(
     longest = tokenize(dataset, tokenizer, max_length=6)["input_ids"][3]
     assert longest == ([1, 4, 5, 2, 5, 2] if pair else [1, 4, 5, 4, 5, 2])
     assert f"{3 if pair else 2} of 4 examples are longer than max_length=6 and were cut" in caplog.text
+    assert SequenceClassification(max_length=6).check(dataset, tokenizer) == (3 if pair else 2)
     caplog.clear()
     tokenize(dataset.select([0]), tokenizer, max_length=6)
     assert not caplog.text
