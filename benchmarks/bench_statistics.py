@@ -25,7 +25,6 @@ from hf_early_ood.evaluation.inference import Runs, SeedPart, half_width, infer_
 from hf_early_ood.evaluation.metrics import FloatArray
 from hf_early_ood.evaluation.permutation import mcnemar, sign_flip
 from hf_early_ood.evaluation.power import power
-from hf_early_ood.evaluation.resampling import seed_weights
 from hf_early_ood.evaluation.win_rate import win_rate
 
 ACCURACY, BALANCED, MACRO = "accuracy", "balanced accuracy", "mean of 3 sets, accuracy"
@@ -164,6 +163,19 @@ def with_resamples(
         found["sign flip"].append(sign_flip(paired.values).p_value >= 0.05)
         found["McNemar"].append(mcnemar(right[0, 0] > 0, right[1, 0] > 0).p_value >= 0.05)
     return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def seed_weights(num_seeds: int, num_resamples: int, seed: int) -> FloatArray:
+    """Weights (R, S) of resampled seeds; rows sum to 1.
+
+    Plain resampling of S seeds understates their variance by (S - 1) / S; deviations from the mean are scaled by
+    sqrt(S / (S - 1)) to undo that (Rao & Wu 1988).
+    """
+    if num_seeds == 1:
+        return np.ones((num_resamples, 1))
+    rng = np.random.default_rng(seed)
+    plain = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=num_resamples) / num_seeds
+    return 1 / num_seeds + (plain - 1 / num_seeds) * np.sqrt(num_seeds / (num_seeds - 1))
 
 
 def win_rates(rng: np.random.Generator, studies: int, seeds: int, controls: int) -> float:

@@ -17,7 +17,8 @@ from study_tables import many_arms
 from hf_early_ood.atomic import write_text
 from hf_early_ood.names import ID_TEST, OOD_MACRO_MEAN, OOD_WORST, STUDY_FILE
 from hf_early_ood.report.layout import signed, with_interval
-from hf_early_ood.report.tables import first_release, split_label
+from hf_early_ood.report.reading import split_label
+from hf_early_ood.report.tables import first_release
 from hf_early_ood.report.verdict import find_comparison, judge, ood_sets
 from hf_early_ood.results import ArmRun, StudyRecord, read_study
 

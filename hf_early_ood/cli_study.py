@@ -87,6 +87,9 @@ def add_scoring(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         command.add_argument("--bootstrap-samples", type=int, metavar="N", help="resamples behind an interval")
         command.add_argument("--confidence", type=float, help="confidence of the intervals, such as 0.9")
         command.add_argument("--seed", type=int, help="draws the resamples")
+        command.add_argument(
+            "--margin", type=float, help="what an arm may lose in distribution and be not worse; 0.01 is one point"
+        )
         command.add_argument("--metric", help="the metric that the verdict of a study is about")
         command.set_defaults(takes_overrides=False)
     rescore.add_argument(
@@ -186,6 +189,7 @@ def _scoring(options: argparse.Namespace) -> Scoring:
         bootstrap_samples=options.bootstrap_samples,
         confidence=options.confidence,
         seed=options.seed,
+        margin=options.margin,
         metric=options.metric,
         metrics=[_load_metric(name) for name in getattr(options, "extra_metrics", [])],
     )

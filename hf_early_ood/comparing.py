@@ -11,14 +11,18 @@ import numpy as np
 from hf_early_ood import names
 from hf_early_ood.atomic import write_text
 from hf_early_ood.config import EvaluationConfig
+from hf_early_ood.evaluation.multiplicity import holm
 from hf_early_ood.evaluation.predictions import read_predictions
 from hf_early_ood.evaluation.scoring import score_run
-from hf_early_ood.evaluation.statistics import Estimate, Run, compare_arms, count_differing
+from hf_early_ood.evaluation.statistics import Run, compare_arms, count_differing
 from hf_early_ood.evaluation.win_rate import win_rate
-from hf_early_ood.names import OOD_MACRO_MEAN, OOD_WORST
+from hf_early_ood.names import GAP_TO_ID, OOD_MACRO_MEAN, OOD_WORST, RELATIVE_ROBUSTNESS
 from hf_early_ood.report.figures import comparison_figure
 from hf_early_ood.report.tables import study_report
 from hf_early_ood.results import Comparison, StudyRecord, WinRateRecord, write_record
+
+# Metrics that are shares of examples.
+_SHARES = (names.ACCURACY, names.EXACT_MATCH)
 
 
 def compared(
@@ -29,7 +33,7 @@ def compared(
     Args:
         record: The study.
         folder: What the paths of its runs are relative to.
-        settings: Of the intervals.
+        settings: Of the intervals, and of what is said about them.
         held_against: Arms whose wins are counted, each with the arms that it is held against.
     """
     comparisons: list[Comparison] = []
@@ -37,7 +41,13 @@ def compared(
     for size, part in zip(record.sizes or (None,), record.by_size(), strict=True):
         comparisons += [replace(item, size=size) for item in compare(part, folder, settings)]
         win_rates += [replace(item, size=size) for item in count_wins(part, held_against, settings.confidence)]
-    return replace(record, comparisons=tuple(comparisons), win_rates=tuple(win_rates), confidence=settings.confidence)
+    return replace(
+        record,
+        comparisons=tuple(comparisons),
+        win_rates=tuple(win_rates),
+        confidence=settings.confidence,
+        margin=settings.margin,
+    )
 
 
 def write_study(
@@ -58,7 +68,7 @@ def write_study(
 def compare(study: StudyRecord, folder: Path, settings: EvaluationConfig) -> tuple[Comparison, ...]:
     """Every arm against the baseline, in every metric, on every split and over the OOD sets.
 
-    Only seeds that both arms have finished are compared: the comparison is paired.
+    Only seeds that both arms have finished are compared: the comparison is paired. P-values are adjusted over all arms.
     """
     finished = {
         arm: {
@@ -80,7 +90,17 @@ def compare(study: StudyRecord, folder: Path, settings: EvaluationConfig) -> tup
         )
         for metric in next(iter(arm_runs[0].values())).formulas:
             found += _compare_arm(arm, baseline_runs, arm_runs, metric, settings)
-    return tuple(found)
+    return _adjusted(found)
+
+
+def _adjusted(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
+    """With p-values after Holm's correction, for each metric over two families: see `Comparison`."""
+    families: dict[tuple[str, bool], dict[str, float]] = {}
+    for number, item in enumerate(comparisons):
+        if item.p_value is not None and (item.split == OOD_MACRO_MEAN or names.is_ood(item.split)):
+            families.setdefault((item.metric, item.split == OOD_MACRO_MEAN), {})[str(number)] = item.p_value
+    adjusted = {number: p for family in families.values() for number, p in holm(family).items()}
+    return tuple(replace(item, p_adjusted=adjusted.get(str(number))) for number, item in enumerate(comparisons))
 
 
 def count_wins(
@@ -92,7 +112,8 @@ def count_wins(
         for arm_run in arm_runs:
             summary = arm_run.evaluation.ood.get(study.metric) if arm_run.evaluation else None
             if summary is not None and summary.macro_mean.value is not None:
-                scores[arm][arm_run.seed] = summary.macro_mean.value
+                sign = 1 if summary.higher_is_better else -1
+                scores[arm][arm_run.seed] = sign * summary.macro_mean.value
     found = []
     for arm, others in held_against.items():
         seeds = [seed for seed in study.seeds if all(seed in scores[name] for name in (arm, *others))]
@@ -120,24 +141,27 @@ def _compare_arm(
     counts = [count_differing(a, b, metric) for a, b in zip(arm_runs, baseline_runs, strict=True)]
     differing = {split: sum(count[split] for count in counts) for split in difference.splits}
     ood = [split for split in differing if names.is_ood(split)]
-    estimates: dict[str, Estimate | None] = {
-        **difference.splits,
-        OOD_MACRO_MEAN: difference.ood_mean,
-        OOD_WORST: difference.ood_worst,
-    }
-    return [
-        Comparison(
-            arm=arm,
-            metric=metric,
-            split=split,
-            difference=estimate.value,
-            low=estimate.low,
-            high=estimate.high,
-            n_examples=estimate.n,
-            n_seeds=len(arm_runs),
-            covers="examples and seeds" if result.covers == "examples and seeds" else "examples",
-            n_differing=sum(differing[part] for part in ([split] if split in differing else ood)),
+    everything = [*ood, names.ID_TEST]
+    over_sets = {GAP_TO_ID: everything, RELATIVE_ROBUSTNESS: everything, OOD_MACRO_MEAN: ood, OOD_WORST: ood}
+    found = []
+    for split, estimate in difference.named().items():
+        size = result.effects.get(split)
+        found.append(
+            Comparison(
+                arm=arm,
+                metric=metric,
+                split=split,
+                difference=estimate.value,
+                low=estimate.low,
+                high=estimate.high,
+                n_examples=estimate.n,
+                n_seeds=len(arm_runs),
+                covers="examples and seeds" if result.covers == "examples and seeds" else "examples",
+                n_differing=sum(differing[part] for part in over_sets.get(split, [split])),
+                p_value=estimate.p_value,
+                in_seed_sds=size.in_seed_sds if size else None,
+                cohens_h=size.cohens_h if size and metric in _SHARES else None,
+                higher_is_better=difference.higher_is_better != (split == GAP_TO_ID),
+            )
         )
-        for split, estimate in estimates.items()
-        if estimate is not None
-    ]
+    return found

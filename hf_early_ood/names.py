@@ -27,6 +27,7 @@ GROUP_PERCENTILE = "group_p10"  # as above
 OOD_MACRO_MEAN = "ood_macro_mean"
 OOD_WORST = "ood_worst"
 GAP_TO_ID = "gap_to_id"
+RELATIVE_ROBUSTNESS = "relative_robustness"
 
 # Columns of a loaded data set, and of a tokenized one
 TEXT = "text"

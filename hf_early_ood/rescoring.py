@@ -34,6 +34,7 @@ class Scoring:
         bootstrap_samples: Resamples behind an interval.
         confidence: Confidence of the intervals.
         seed: Draws the resamples.
+        margin: What an arm may lose in distribution and still be called not worse.
         metric: The metric that the verdict of a study is about.
         metrics: Further metrics, e.g. of ``evaluate.load``. They are in the scores of each run, and not compared.
     """
@@ -41,14 +42,20 @@ class Scoring:
     bootstrap_samples: int | None = None
     confidence: float | None = None
     seed: int | None = None
+    margin: float | None = None
     metric: str | None = None
     metrics: Sequence[Metric] = ()
 
     def settings(self, record: RunRecord) -> EvaluationConfig:
         """The settings for a run."""
-        own = {key: getattr(self, key) for key in ("bootstrap_samples", "confidence", "seed")}
+        own = {key: getattr(self, key) for key in ("bootstrap_samples", "confidence", "seed", "margin")}
         keys = {key: value for key, value in own.items() if value is not None}
-        return replace(EvaluationConfig(), **{**_known(record.config.get("evaluation", {})), **keys})
+        settings = replace(EvaluationConfig(), **{**_known(record.config.get("evaluation", {})), **keys})
+        if not 0 <= settings.margin < 1:
+            raise ConfigurationError(
+                "The margin is out of range.", got=settings.margin, allowed="0 <= margin < 1; 0.01 is one point"
+            )
+        return settings
 
     def evaluate(self, folder: Path, record: RunRecord) -> RunRecord:
         """The record of the run in ``folder`` with its predictions scored anew."""

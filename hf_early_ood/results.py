@@ -194,6 +194,8 @@ class OODSummary(_Record):
     """Macro mean / ID test."""
     transfer_gaps: dict[str, MetricValue] = field(default_factory=dict)
     """OOD split -> ID test minus its value."""
+    higher_is_better: bool = True
+    """False for errors such as ECE."""
 
 
 @dataclass(frozen=True)
@@ -293,12 +295,16 @@ class ArmRun(_Record):
 
 @dataclass(frozen=True)
 class Comparison(_Record):
-    """One arm minus the baseline arm, paired over the same examples and seeds."""
+    """One arm minus the baseline arm, paired over the same examples and seeds.
+
+    Families of tests, within one metric and size: the OOD means of all arms, and the OOD sets of all arms. Within each,
+    ``p_adjusted`` (Holm 1979) below 0.05 bounds the chance of any false finding. Nothing else is adjusted.
+    """
 
     arm: str
     metric: str
     split: str
-    """A split, `OOD_MACRO_MEAN` or `OOD_WORST`."""
+    """A split, `OOD_MACRO_MEAN`, `OOD_WORST`, `GAP_TO_ID` or `RELATIVE_ROBUSTNESS`."""
     difference: float | None
     low: float | None
     high: float | None
@@ -310,6 +316,16 @@ class Comparison(_Record):
     """Examples, times seeds, for which the two arms predict different classes; None: not counted."""
     size: int | None = None
     """Training examples of the runs that are compared; None: all."""
+    p_value: float | None = None
+    """Two-sided, of the same test as the interval: below 0.05 where a 95 % interval leaves out 0."""
+    p_adjusted: float | None = None
+    """The same over all tests of the family; None: there is none."""
+    in_seed_sds: float | None = None
+    """The difference in standard deviations of the baseline over its seeds."""
+    cohens_h: float | None = None
+    """Effect size of shares of examples (accuracy, exact match), whatever their level; 0.2 is called small."""
+    higher_is_better: bool = True
+    """Whether a positive difference speaks for the arm: not of errors, and not of the gap."""
 
 
 @dataclass(frozen=True)
@@ -345,6 +361,8 @@ class StudyRecord(_Record):
     comparisons: tuple[Comparison, ...] = ()
     win_rates: tuple[WinRateRecord, ...] = ()
     confidence: float = 0.95
+    margin: float | None = None
+    """What an arm may lose in distribution and still be not worse: 0.01 is one point; None: not said."""
     started: str | None = None
     finished: str | None = None
     command: str | None = None

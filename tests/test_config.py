@@ -198,7 +198,7 @@ def test_study_comes_back_equal(write: Write) -> None:
 def test_fingerprint_is_the_same_on_every_machine() -> None:
     # A changed value means that finished runs are made again: on purpose only.
     config = RunConfig.from_dict(minimal())
-    assert config.fingerprint() == "7f47e772ce20f86472b3b85b969be53e96bb775eb8d5072bf008c93ff71db9ce"
+    assert config.fingerprint() == "8e1553d53c81d1c21538fcd00dfe2ba41f114251ae7f3a2f152eed3c9378a114"
 
 
 def test_fingerprint_leaves_out_the_folder_and_the_order_of_keys() -> None:
@@ -239,7 +239,7 @@ def test_fingerprint_tells_an_update_from_all_of_training() -> None:
         ("intervention.intervall", 5, "intervention.intervall: unknown key. Did you mean 'intervention.interval'?"),
         ("interval", 5, "interval: unknown key. Did you mean 'intervention.interval'?"),
         ("learning_rate", 1e-5, "learning_rate: unknown key. Did you mean 'training.learning_rate'?"),
-        ("model.xyz", 1, "model.xyz: unknown key. Known: name, revision."),
+        ("model.xyz", 1, "model.xyz: unknown key. Known: name, revision, lora."),
         ("data.ood.movie.max_example", 5, "unknown key. Did you mean 'data.ood.movie.max_examples'?"),
         ("seed", "1", "seed: has the wrong type. Got: '1'. Allowed: a whole number >= 0 and < 4294967296."),
         ("seed", 1.0, "seed: has the wrong type. Got: 1.0."),
@@ -249,7 +249,7 @@ def test_fingerprint_tells_an_update_from_all_of_training() -> None:
         ("name", "a/b", "name: is not a usable name. Got: 'a/b'. Allowed: letters, digits, - and _"),
         ("output_dir", " ", "output_dir: is empty. Allowed: a folder."),
         ("task", "poetry", "task: has the wrong type. Got: 'poetry'. Allowed: sequence_classification, token_"),
-        ("model", "bert", "model: must be a section of keys. Got: 'bert'. Allowed: name, revision."),
+        ("model", "bert", "model: must be a section of keys. Got: 'bert'. Allowed: name, revision, lora."),
         ("model", {}, "model.name: this key is required and missing. Allowed: text."),
         ("model.name", "", "model.name: is empty."),
         ("model.name", "./none", "model.name: this folder does not exist. Got: './none'."),

@@ -78,11 +78,8 @@ def test_the_curve_is_recorded_and_the_chosen_model_is_kept(project):
 
 def evaluated(config, model):
     material = experiment.prepare(config)
-    predict = experiment.model_predictor(model, experiment.data_collator(material.tokenizer), batch_size=64)
-    return {
-        name: float(np.mean(predict(material.tokenized[name]).argmax(-1) == material.tokenized[name][names.LABELS]))
-        for name in HELD_OUT
-    }
+    found = {name: material.task.predict(model, material.tokenizer, material.splits[name]).columns for name in HELD_OUT}
+    return {name: float(np.mean(part["prediction"] == np.array(part["label"]))) for name, part in found.items()}
 
 
 def test_id_validation_chooses(project, monkeypatch):

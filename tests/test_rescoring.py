@@ -55,9 +55,9 @@ def test_a_study_scored_as_before_is_the_same(folder):
 
 def test_other_settings(folder):
     before = read_study(folder / names.STUDY_FILE)
-    after = rescore(folder, Scoring(confidence=0.5, bootstrap_samples=200, seed=3, metric=names.ACCURACY))
+    after = rescore(folder, Scoring(confidence=0.5, bootstrap_samples=200, seed=3, margin=0.02, metric=names.ACCURACY))
     assert read_study(folder / names.STUDY_FILE) == after
-    assert (after.confidence, after.metric) == (0.5, names.ACCURACY)
+    assert (after.confidence, after.metric, after.margin) == (0.5, names.ACCURACY, 0.02)
     assert names.ACCURACY in (folder / names.VERDICT_FILE).read_text()
     for old, new in zip(before.comparisons, after.comparisons, strict=True):
         assert old.difference == new.difference
@@ -71,6 +71,7 @@ def test_nothing_is_written_where_a_setting_is_wrong(folder):
         (Scoring(confidence=2.0), "confidence is out of range"),
         (Scoring(metric="acuracy"), "Did you mean 'accuracy'"),
         (Scoring(bootstrap_samples=3), "too few resamples"),
+        (Scoring(margin=-0.01), "margin is out of range"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             rescore(folder, wrong)

@@ -121,6 +121,12 @@ class EvaluationConfig:
     bootstrap_samples: int = option("Resamples behind an interval.", 2000, at_least=100)
     confidence: float = option("Confidence of the intervals.", 0.95, above=0, below=1)
     seed: int = option("Draws the resamples.", 0, at_least=0, below=LARGEST_SEED)
+    margin: float = option(
+        "What an arm may lose in distribution and still be called not worse: 0.01 is one point.",
+        0.01,
+        at_least=0,
+        below=1,
+    )
     save_model: bool = option("Keep the trained model in the run's folder.", True)
 
 
@@ -196,8 +202,12 @@ class RunConfig:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
     def fingerprint(self) -> str:
-        """SHA-256 over everything but ``output_dir``: two runs with one fingerprint are the same run."""
+        """SHA-256 over everything but ``output_dir``: two runs with one fingerprint are the same run.
+
+        ``evaluation.margin`` counts as little: it is for the words of a study, and changes no run.
+        """
         settings = {key: value for key, value in self.to_dict().items() if key != "output_dir"}
+        settings["evaluation"].pop("margin")
         return fingerprint(settings)
 
 

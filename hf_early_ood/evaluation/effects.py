@@ -93,7 +93,11 @@ class Pareto:
 
 
 def pareto(
-    id_difference: tuple[float, float], ood_difference: tuple[float, float], *, margin: float = MARGIN
+    id_difference: tuple[float, float],
+    ood_difference: tuple[float, float],
+    *,
+    margin: float = MARGIN,
+    significant: bool = True,
 ) -> Pareto:
     """State whether an arm is not worse in distribution (by more than a margin) and better out of distribution.
 
@@ -104,6 +108,8 @@ def pareto(
         id_difference: Ends of the interval of arm minus baseline in distribution.
         ood_difference: The same out of distribution.
         margin: What may be lost in distribution, in units of the metric: 0.01 is one point. Choose it beforehand.
+        significant: Whether the difference out of distribution withstands a correction for several arms; False: it is
+            undecided whatever its interval.
 
     Returns:
         The statement and its two parts.
@@ -114,7 +120,7 @@ def pareto(
 
     Example:
         >>> print(pareto((-0.004, 0.006), (0.01, 0.03)).statement)
-        Better out of distribution, and at most 1 points worse in distribution.
+        Better out of distribution, and at most 1 point worse in distribution.
         >>> pareto((-0.02, 0.006), (0.01, 0.03)).id
         'undecided'
     """
@@ -125,16 +131,17 @@ def pareto(
             raise DataError("An interval is not usable.", got=f"{low} to {high}", allowed="low <= high")
     (id_low, id_high), (ood_low, ood_high) = id_difference, ood_difference
     in_distribution = NOT_WORSE if id_low > -margin else WORSE if id_high < 0 else UNDECIDED
-    out = BETTER if ood_low > 0 else WORSE if ood_high < 0 else UNDECIDED
+    out = UNDECIDED if not significant else BETTER if ood_low > 0 else WORSE if ood_high < 0 else UNDECIDED
+    size = f"{100 * margin:g} point{'' if 100 * margin == 1 else 's'}"
     first = {
         BETTER: "Better out of distribution",
         WORSE: "Worse out of distribution",
         UNDECIDED: "Whether it is better out of distribution is open",
     }[out]
     second = {
-        NOT_WORSE: f"at most {100 * margin:g} points worse in distribution",
+        NOT_WORSE: f"at most {size} worse in distribution",
         WORSE: "worse in distribution",
-        UNDECIDED: f"whether it is more than {100 * margin:g} points worse in distribution is open",
+        UNDECIDED: f"whether it is more than {size} worse in distribution is open",
     }[in_distribution]
     improves = in_distribution == NOT_WORSE and out == BETTER
     return Pareto(in_distribution, out, improves, margin, f"{first}, and {second}.")

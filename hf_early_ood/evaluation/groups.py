@@ -2,8 +2,8 @@ r"""Worst group and 10th percentile over groups of a set (users, dialects, templ
 
 As in WILDS (Koh et al. 2021, arXiv 2012.07421): the metric within each group, then its minimum over groups
 (CivilComments) or its 10th percentile (Amazon). The groups, and the size of each, are taken as given: examples are
-resampled within their group, each independently of the others. Being extremes, both lean low where groups are small or
-nearly equal, and more so in resamples: an interval can lie below its point estimate.
+resampled within their group, each independently of the others. The worst group is then taken as given too. Being
+extremes, both lean low where groups are small or nearly equal.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hf_early_ood.errors import ConfigurationError, DataError
+from hf_early_ood.evaluation.inference import Runs
 from hf_early_ood.evaluation.scores import Scores
 from hf_early_ood.evaluation.statistics import CONFIDENCE, NUM_RESAMPLES, check_settings, resampled, split_rng
-from hf_early_ood.evaluation.summaries import Estimate, Sample
+from hf_early_ood.evaluation.summaries import Estimate
 
 MIN_SIZE = 10
 PERCENTILE = 10.0
@@ -53,7 +54,7 @@ def summarize_groups(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> GroupSummary | None:
-    """Worst group and 10th percentile of a metric, with bootstrap intervals.
+    """Worst group and 10th percentile of a metric, with intervals: those of ``summaries``.
 
     Args:
         scores: Of one model on one set, with ``groups``.
@@ -92,26 +93,22 @@ def summarize_groups(
         chosen = scores.groups == number
         group = replace(scores, columns=scores.columns[chosen], groups=None)
         name = group_names[number]
-        samples[name] = resampled([group], metric, num_resamples, split_rng(seed, name)).first()
+        samples[name] = resampled([group], metric, num_resamples, split_rng(seed, name)).of(slice(1))
     if not samples:
         return None
     higher = scores.formula(metric).higher_is_better
     values = np.array([sample.value for sample in samples.values()])
-    draws = np.stack([sample.draws for sample in samples.values()])
-    worst = int(values.argmin() if higher else values.argmax())
+    draws = np.stack([sample.runs.draws for sample in samples.values()])
+    worst = list(samples)[int(values.argmin() if higher else values.argmax())]
     rank = PERCENTILE if higher else 100 - PERCENTILE
-    like = next(iter(samples.values()))
-
-    def over_groups(value: float, of_draws: np.ndarray) -> Estimate:
-        total = sum(sample.n for sample in samples.values())
-        return Sample(value, of_draws, total, like.lowest, like.highest).estimate(confidence)
-
-    lowest = over_groups(values[worst], draws.min(axis=0) if higher else draws.max(axis=0))
+    over_groups = Runs(np.percentile(values, rank, keepdims=True), np.percentile(draws, rank, axis=0))
+    total = sum(sample.n for sample in samples.values())
+    estimates = {name: sample.estimate(confidence) for name, sample in samples.items()}
     return GroupSummary(
         metric=metric,
-        groups={name: sample.estimate(confidence) for name, sample in samples.items()},
-        worst=lowest,
-        worst_group=list(samples)[worst],
-        percentile=over_groups(float(np.percentile(values, rank)), np.percentile(draws, rank, axis=0)),
+        groups=estimates,
+        worst=estimates[worst],
+        worst_group=worst,
+        percentile=samples[worst]._replace(runs=over_groups, n=total).estimate(confidence),
         left_out={group_names[i]: int(sizes[i]) for i in np.flatnonzero((sizes > 0) & (sizes < min_size)).tolist()},
     )

@@ -1,22 +1,18 @@
-r"""Bootstrap resamples of metrics, over examples and over seeds.
+r"""Bootstrap resamples of metrics over examples.
 
-**Resampling examples.** The ordinary (not stratified) non-parametric bootstrap: n examples are drawn with replacement,
+The ordinary (not stratified) non-parametric bootstrap: n examples are drawn with replacement,
 so the shares of the classes vary as they would in another test set. A metric only needs sums over examples, and the
 sums of such a draw are those of multinomial counts: examples with the same scores for each model are one cell, and one
 multinomial draw over the cells replaces n draws of examples (where most examples are a cell of their own, as
 probabilities are, examples are drawn, which is faster). All models are read off the same draw, which makes differences
 paired. Sets are drawn independently of each other.
 
-**Resampling seeds.** With one run per arm, an interval covers the choice of test examples only: it says nothing about
-another seed. With two or more, seeds are resampled as well (hierarchical bootstrap: seeds with replacement, crossed
-with examples). Plain resampling of S seeds understates their variance by (S - 1) / S; deviations from the mean are
-scaled by sqrt(S / (S - 1)) to undo that (Rao & Wu 1988). In a simulation where seeds matter as much as examples,
-95 % intervals held the truth 48 % of the time with one seed, 84 % with two and 93 % with three or more.
+Seeds are not resampled: resamples of three to ten seeds vary too little (``benchmarks/bench_statistics.py`` has both).
+What another seed would change is read off the runs themselves: see ``inference``.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -52,15 +48,6 @@ def resample_indices(n: int, num_resamples: int, rng: np.random.Generator) -> It
     """The examples (n,) of one resample after the other, for metrics that are no function of sums."""
     for _ in range(num_resamples):
         yield rng.integers(0, n, n)
-
-
-def seed_weights(num_seeds: int, num_resamples: int, seed: int) -> FloatArray:
-    """Weights (R, S) of the seeds in each resample; rows sum to 1. One seed always has weight 1."""
-    if num_seeds == 1:
-        return np.ones((num_resamples, 1))
-    rng = np.random.default_rng([seed, zlib.crc32(b"seeds")])
-    plain = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=num_resamples) / num_seeds
-    return 1 / num_seeds + (plain - 1 / num_seeds) * np.sqrt(num_seeds / (num_seeds - 1))
 
 
 def _counts(cell_of: IntArray, sizes: IntArray, num_resamples: int, rng: np.random.Generator) -> Iterator[FloatArray]:

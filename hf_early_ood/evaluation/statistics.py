@@ -1,22 +1,23 @@
-"""Bootstrap intervals, and paired comparison of two arms over ID and OOD sets.
+"""Intervals for one model or arm, and paired comparison of two arms over ID and OOD sets.
 
-Examples, and with two or more runs per arm also seeds, are resampled as ``resampling`` describes; ``summaries`` says
-what is made of the resamples.
+Examples are resampled as ``resampling`` describes; ``summaries`` says what is made of the resamples, and ``inference``
+how intervals and p-values follow from them and from what the runs (seeds) differ by.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from hf_early_ood.errors import ConfigurationError, DataError
 from hf_early_ood.evaluation.classification import classification_scores
+from hf_early_ood.evaluation.effects import EffectSize, effect_size
 from hf_early_ood.evaluation.metrics import METRICS, IntArray, check_predictions
-from hf_early_ood.evaluation.resampling import resample, seed_weights
+from hf_early_ood.evaluation.resampling import resample
 from hf_early_ood.evaluation.scores import Scores
 from hf_early_ood.evaluation.summaries import Estimate, Resampled, Summary, over_sets
 from hf_early_ood.names import BALANCED_ACCURACY, ID_TEST
@@ -36,10 +37,11 @@ class ArmComparison:
         metric: Name of the metric.
         baseline: Means over the seeds of the baseline arm.
         arm: Means over the seeds of the other arm.
-        difference: Arm minus baseline, paired.
+        difference: Arm minus baseline, paired, with p-values.
         num_seeds: Runs of baseline and arm.
         covers: What the intervals cover: ``examples``, or ``examples and seeds``.
         paired_seeds: Whether run i of both arms was taken to share its seed.
+        effects: Split, ``OOD_MACRO_MEAN`` or ``OOD_WORST`` -> size of the difference on several scales.
     """
 
     metric: str
@@ -49,6 +51,7 @@ class ArmComparison:
     num_seeds: tuple[int, int]
     covers: str
     paired_seeds: bool
+    effects: dict[str, EffectSize] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, for JSON."""
@@ -64,7 +67,7 @@ def bootstrap_metrics(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """Metrics of one model on one set, with bootstrap intervals over examples.
+    """Metrics of one model on one set, with intervals over examples.
 
     Args:
         labels: (n,) class ids.
@@ -90,7 +93,9 @@ def bootstrap_metrics(
     check_settings(num_resamples, confidence)
     scores = classification_scores(labels, predictions)
     return {
-        metric: resampled([scores], metric, num_resamples, np.random.default_rng(seed)).first().estimate(confidence)
+        metric: resampled([scores], metric, num_resamples, np.random.default_rng(seed))
+        .of(slice(1))
+        .estimate(confidence)
         for metric in metrics
     }
 
@@ -145,7 +150,7 @@ def summarize_runs(
 ) -> Summary:
     """Mean over the runs (seeds) of one arm: on every set, over the OOD sets, and the gap to ID.
 
-    With one run the intervals cover examples only, with more also seeds: see ``resampling``.
+    With one run the intervals cover examples only, with more also seeds: see ``inference``.
 
     Args:
         runs: For each seed, split -> scores; all on the same examples.
@@ -171,7 +176,7 @@ def summarize_runs(
     """
     check_settings(num_resamples, confidence)
     sets = resample_runs(runs, metric, num_resamples, seed)
-    return over_sets(sets, slice(None), seed_weights(len(runs), num_resamples, seed)).summary(confidence)
+    return over_sets(sets, slice(None)).summary(confidence)
 
 
 def compare_arms(
@@ -187,8 +192,8 @@ def compare_arms(
     """Compare two arms, each with one run per seed, on the same sets: paired over examples, and over seeds.
 
     All runs are read off the same resampled examples, so what is hard for both arms cancels in the difference.
-    With ``paired_seeds``, run i of both arms shares its seed (initial head, order of the data) and both are drawn
-    together; without, the seeds of the two arms are drawn independently.
+    With ``paired_seeds``, run i of both arms shares its seed (initial head, order of the data), and what the seed does
+    to both cancels as well; without, the seeds of the two arms are independent.
 
     Args:
         baseline: For each seed, split -> scores.
@@ -225,19 +230,17 @@ def compare_arms(
     if not num_baseline or not num_arm:
         raise DataError("An arm has no runs.", got=f"{num_baseline} and {num_arm}", allowed="one or more each")
     sets = resample_runs([*baseline, *arm], metric, num_resamples, seed)
-    baseline_weights = seed_weights(num_baseline, num_resamples, seed)
-    # The same draw of seeds where they are paired, another one where they are not.
-    arm_weights = baseline_weights if paired_seeds else seed_weights(num_arm, num_resamples, seed + 1)
-    of_baseline = over_sets(sets, slice(0, num_baseline), baseline_weights)
-    of_arm = over_sets(sets, slice(num_baseline, None), arm_weights)
+    of_baseline, of_arm = over_sets(sets, slice(0, num_baseline)), over_sets(sets, slice(num_baseline, None))
+    values = of_baseline.levels()
     return ArmComparison(
         metric=metric,
         baseline=of_baseline.summary(confidence),
         arm=of_arm.summary(confidence),
-        difference=of_arm.minus(of_baseline).summary(confidence),
+        difference=of_arm.minus(of_baseline, paired=paired_seeds).summary(confidence),
         num_seeds=(num_baseline, num_arm),
         covers="examples and seeds" if min(num_baseline, num_arm) > 1 else "examples",
         paired_seeds=paired_seeds,
+        effects={name: effect_size(values[name], runs) for name, runs in of_arm.levels().items()},
     )
 
 

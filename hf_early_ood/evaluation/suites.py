@@ -16,7 +16,6 @@ from hf_early_ood.evaluation.groups import MIN_SIZE, GroupSummary, summarize_gro
 from hf_early_ood.evaluation.metrics import FloatArray, IntArray, check_predictions, predicted_classes
 from hf_early_ood.evaluation.plugged import Metric, resample_metric
 from hf_early_ood.evaluation.predictions import Predictions
-from hf_early_ood.evaluation.resampling import seed_weights
 from hf_early_ood.evaluation.scores import Scores
 from hf_early_ood.evaluation.scoring import CLASSIFYING, METRIC_OF_GROUPS, score_run
 from hf_early_ood.evaluation.statistics import CONFIDENCE, NUM_RESAMPLES, Run, check_settings, summarize_runs
@@ -112,6 +111,7 @@ class SuiteEvaluation:
                     gap_to_id=None if gap is None else _value(gap),
                     relative_robustness=None if relative is None else _value(relative),
                     transfer_gaps={split: _value(estimate) for split, estimate in summary.transfer_gaps.items()},
+                    higher_is_better=summary.higher_is_better,
                 )
         return EvaluationRecord(splits, ood, self.confidence, selected_by, self.temperature, self.notes)
 
@@ -179,8 +179,7 @@ def evaluate_predictions(
                 "Two metrics have one name.", got=metric.name, fix="Give the extra metric another name."
             )
         resampled = resample_metric(metric, predictions, num_resamples, seed)
-        samples = over_sets(resampled, slice(None), seed_weights(1, num_resamples, seed))
-        summaries[metric.name] = samples.summary(confidence)
+        summaries[metric.name] = over_sets(resampled, slice(None)).summary(confidence)
     splits = {}
     for split, part in predictions.items():
         groups, notes = None, []
@@ -329,7 +328,7 @@ def _notes(predictions: Predictions) -> list[str]:
     if len(np.unique(predicted)) == 1:
         notes.append(f"Every example is predicted to be {names(np.unique(predicted))}.")
     if (labels == predicted).all():
-        notes.append("Every prediction is right: the interval has no width, which is not certainty.")
+        notes.append("Every prediction is right.")
     return notes
 
 

@@ -1,8 +1,12 @@
-"""One metric over all sets, from its resamples: means, worst set, gaps, each with an interval.
+"""One metric over all sets, run by run: means, worst set, gaps, each with an interval, and p-values of differences.
 
-Intervals are percentile intervals. Where nothing varies (all predictions right) they have no width, which does not mean
-certainty: look at n. The worst set is an extreme, whose bootstrap leans to its side when sets are nearly equal. Where a
-metric is not defined in some resample, its interval is NaN: there is none.
+Every number of a `Summary` is a mean over runs of what each run has on its own, on the data and on each resample of the
+examples; its interval follows from these: see ``inference``. One rule holds for one run and for several. A value has a
+Wilson interval with an effective number of examples: inside the range of the metric, and with a width where all
+predictions are right, which percentiles of resamples do not have. A difference, and a value without a range, has a
+symmetric one. The worst set of an arm is the one on which its mean over the runs is worst, and is then taken as given:
+that another set could have come out worst is in no interval. Where a metric is not defined in some resample, its
+interval is NaN: there is none.
 """
 
 from __future__ import annotations
@@ -13,8 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hf_early_ood.evaluation.inference import Runs, infer_difference, infer_value
 from hf_early_ood.evaluation.metrics import FloatArray
-from hf_early_ood.names import ID_TEST, is_ood
+from hf_early_ood.names import GAP_TO_ID, ID_TEST, OOD_MACRO_MEAN, OOD_WORST, RELATIVE_ROBUSTNESS, is_ood
 
 
 @dataclass(frozen=True)
@@ -26,12 +31,14 @@ class Estimate:
         low: Lower end of the interval.
         high: Upper end of the interval.
         n: Examples it rests on.
+        p_value: Two-sided, against zero; ``None`` for a number that is no difference.
     """
 
     value: float
     low: float
     high: float
     n: int
+    p_value: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary, for JSON."""
@@ -52,9 +59,10 @@ class Summary:
             negative); ``None`` without ``id_test``. In a difference, negative means that the arm loses less than the
             baseline.
         relative_robustness: ``ood_mean`` / ``id_test``: the share of the ID value that is kept. ``None`` for errors,
-            for metrics that can be negative, and where the ID value is 0.
+            for metrics that can be negative, and where the ID value is 0. Its interval is that of the delta method.
         transfer_gaps: OOD split -> ``id_test`` minus its value; where sets are languages, what the transfer to each
             costs. Empty without ``id_test``.
+        higher_is_better: False for errors such as ECE.
     """
 
     splits: dict[str, Estimate]
@@ -64,10 +72,21 @@ class Summary:
     gap: Estimate | None
     relative_robustness: Estimate | None = None
     transfer_gaps: dict[str, Estimate] = field(default_factory=dict)
+    higher_is_better: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, for JSON."""
         return asdict(self)
+
+    def named(self) -> dict[str, Estimate]:
+        """Split, or name of what is made of the sets -> estimate; what is not defined is not there."""
+        over_sets = {
+            OOD_MACRO_MEAN: self.ood_mean,
+            OOD_WORST: self.ood_worst,
+            GAP_TO_ID: self.gap,
+            RELATIVE_ROBUSTNESS: self.relative_robustness,
+        }
+        return self.splits | {name: estimate for name, estimate in over_sets.items() if estimate is not None}
 
 
 class Resampled(NamedTuple):
@@ -80,35 +99,48 @@ class Resampled(NamedTuple):
     lowest: float = 0.0
     highest: float = 1.0
 
-    def first(self) -> Sample:
-        """The first model alone."""
-        return Sample(float(self.values[0]), self.draws[:, 0], self.n, self.lowest, self.highest)
-
-    def mean(self, runs: slice, weights: FloatArray) -> Sample:
-        """Mean over some of the models, with weights (R, models) of ``resampling.seed_weights``."""
-        draws = (self.draws[:, runs] * weights).sum(axis=1)
-        return Sample(float(self.values[runs].mean()), draws, self.n, self.lowest, self.highest)
+    def of(self, runs: slice) -> Sample:
+        """Some of the models."""
+        return Sample(Runs(self.values[runs], self.draws[:, runs]), self.n, self.lowest, self.highest)
 
 
 class Sample(NamedTuple):
-    """A number, what it would be in each resample (R,), the examples it rests on, and its range."""
+    """A number of each run, what it would be in each resample, the examples it rests on, and its range.
 
-    value: float
-    draws: FloatArray
+    A difference of runs that do not share their seeds has those of the other arm in ``against``.
+    """
+
+    runs: Runs
     n: int
-    lowest: float = 0.0  # resampled seeds can leave the range of a metric, so intervals are cut there
+    lowest: float = 0.0
     highest: float = 1.0
+    is_difference: bool = False
+    against: Runs | None = None
 
-    def minus(self, other: Sample) -> Sample:
-        """The difference, paired: both are read off the same resamples."""
+    @property
+    def value(self) -> float:
+        """Mean over the runs."""
+        return float(self.runs.values.mean() - (0.0 if self.against is None else self.against.values.mean()))
+
+    def minus(self, other: Sample, *, paired: bool = True) -> Sample:
+        """The difference: over the same resamples, and run by run where they are ``paired``."""
         lowest, highest = self.lowest - other.highest, self.highest - other.lowest
-        return Sample(self.value - other.value, self.draws - other.draws, self.n, lowest, highest)
+        if not paired:
+            return Sample(self.runs, self.n, lowest, highest, True, other.runs)
+        runs = Runs(self.runs.values - other.runs.values, self.runs.draws - other.runs.draws)
+        return Sample(runs, self.n, lowest, highest, True)
 
     def estimate(self, confidence: float) -> Estimate:
-        """With its percentile interval."""
-        tail = (1 - confidence) / 2
-        low, high = np.clip(np.quantile(self.draws, [tail, 1 - tail]), self.lowest, self.highest)
-        return Estimate(float(self.value), float(low), float(high), self.n)
+        """With its interval."""
+        groups = [self.runs] if self.against is None else [self.runs, self.against]
+        if not all(np.isfinite(numbers).all() for group in groups for numbers in group):
+            return Estimate(self.value, float("nan"), float("nan"), self.n)
+        if self.is_difference or not np.isfinite(self.highest - self.lowest):
+            found = infer_difference(self.runs, n=self.n, against=self.against, confidence=confidence)
+        else:
+            found = infer_value(self.runs, n=self.n, lowest=self.lowest, highest=self.highest, confidence=confidence)
+        low, high = np.clip([found.low, found.high], self.lowest, self.highest)
+        return Estimate(found.value, float(low), float(high), self.n, found.p_value if self.is_difference else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,83 +149,103 @@ class Samples:
 
     Attributes:
         splits: Split -> sample.
-        over_sets: Attribute of `Summary` -> sample; what is not defined is not there.
+        over_sets: What is made of the OOD sets, by name -> sample; what is not defined is not there.
         transfer_gaps: OOD split -> sample.
         worst_set: The OOD set with the worst value.
+        higher_is_better: False for errors such as ECE.
     """
 
     splits: dict[str, Sample]
     over_sets: dict[str, Sample]
     transfer_gaps: dict[str, Sample]
     worst_set: str | None
+    higher_is_better: bool
 
-    def minus(self, other: Samples) -> Samples:
+    def minus(self, other: Samples, *, paired: bool) -> Samples:
         """The difference, of what both have."""
+        over_sets = _minus(self.over_sets, other.over_sets, paired)
+        if OOD_WORST in over_sets and self.worst_set != other.worst_set:
+            both = self.over_sets[OOD_WORST].n + other.over_sets[OOD_WORST].n
+            over_sets[OOD_WORST] = over_sets[OOD_WORST]._replace(n=both)
         return Samples(
-            _minus(self.splits, other.splits),
-            _minus(self.over_sets, other.over_sets),
-            _minus(self.transfer_gaps, other.transfer_gaps),
+            _minus(self.splits, other.splits, paired),
+            over_sets,
+            _minus(self.transfer_gaps, other.transfer_gaps, paired),
             None,
+            self.higher_is_better,
         )
+
+    def levels(self) -> dict[str, FloatArray]:
+        """Split, ``OOD_MACRO_MEAN`` or ``OOD_WORST`` -> value of each run."""
+        found = {name: self.over_sets[name] for name in (OOD_MACRO_MEAN, OOD_WORST) if name in self.over_sets}
+        return {name: sample.runs.values for name, sample in (self.splits | found).items()}
 
     def summary(self, confidence: float) -> Summary:
         """With intervals."""
         over_sets = {name: sample.estimate(confidence) for name, sample in self.over_sets.items()}
         return Summary(
             splits={split: sample.estimate(confidence) for split, sample in self.splits.items()},
-            ood_mean=over_sets.get("ood_mean"),
-            ood_worst=over_sets.get("ood_worst"),
+            ood_mean=over_sets.get(OOD_MACRO_MEAN),
+            ood_worst=over_sets.get(OOD_WORST),
             worst_set=self.worst_set,
-            gap=over_sets.get("gap"),
-            relative_robustness=over_sets.get("relative_robustness"),
+            gap=over_sets.get(GAP_TO_ID),
+            relative_robustness=over_sets.get(RELATIVE_ROBUSTNESS),
             transfer_gaps={split: sample.estimate(confidence) for split, sample in self.transfer_gaps.items()},
+            higher_is_better=self.higher_is_better,
         )
 
 
-def _minus(ours: Mapping[str, Sample], theirs: Mapping[str, Sample]) -> dict[str, Sample]:
-    return {name: sample.minus(theirs[name]) for name, sample in ours.items() if name in theirs}
+def _minus(ours: Mapping[str, Sample], theirs: Mapping[str, Sample], paired: bool) -> dict[str, Sample]:
+    return {name: sample.minus(theirs[name], paired=paired) for name, sample in ours.items() if name in theirs}
 
 
-def over_sets(resampled: Mapping[str, Resampled], runs: slice, weights: FloatArray) -> Samples:
-    """Mean over some of the runs (seeds) of one metric: on every split, and over the OOD sets.
+def over_sets(resampled: Mapping[str, Resampled], runs: slice) -> Samples:
+    """Some of the runs (seeds) of one metric: on every split, and over the OOD sets.
 
     Args:
         resampled: Split -> one metric of all runs.
         runs: Those to take.
-        weights: (R, runs) from ``resampling.seed_weights``.
 
     Example:
         >>> sets = {"id_test": Resampled(np.array([0.9]), np.full((5, 1), 0.9), 10)}
-        >>> over_sets(sets, slice(None), np.ones((5, 1))).summary(0.95).splits["id_test"].value
+        >>> over_sets(sets, slice(None)).summary(0.95).splits["id_test"].value
         0.9
     """
-    splits = {split: part.mean(runs, weights) for split, part in resampled.items()}
+    kind = next(iter(resampled.values()))
+    splits = {split: part.of(runs) for split, part in resampled.items()}
     ood = {split: sample for split, sample in splits.items() if is_ood(split)}
     if not ood:
-        return Samples(splits, {}, {}, None)
-    kind = resampled[next(iter(ood))]
-    num_examples = sum(sample.n for sample in ood.values())
-    all_draws = np.stack([sample.draws for sample in ood.values()])
+        return Samples(splits, {}, {}, None, kind.higher_is_better)
     mean = Sample(
-        float(np.mean([sample.value for sample in ood.values()])),
-        all_draws.mean(axis=0),
-        num_examples,
+        Runs(
+            np.mean([sample.runs.values for sample in ood.values()], axis=0),
+            np.mean([sample.runs.draws for sample in ood.values()], axis=0),
+        ),
+        sum(sample.n for sample in ood.values()),
         kind.lowest,
         kind.highest,
     )
     sign = 1 if kind.higher_is_better else -1
     # A set on which the metric is not defined comes first: nobody knows that it is better than the others.
     worst_set = min(ood, key=lambda split: (not np.isnan(ood[split].value), sign * ood[split].value, split))
-    worst_draws = all_draws.min(axis=0) if kind.higher_is_better else all_draws.max(axis=0)
-    worst = Sample(ood[worst_set].value, worst_draws, num_examples, kind.lowest, kind.highest)
-    found = {"ood_mean": mean, "ood_worst": worst}
+    found = {OOD_MACRO_MEAN: mean, OOD_WORST: ood[worst_set]}
     if ID_TEST not in splits:
-        return Samples(splits, found, {}, worst_set)
+        return Samples(splits, found, {}, worst_set, kind.higher_is_better)
     at_home = splits[ID_TEST]
-    both = num_examples + at_home.n
-    found["gap"] = at_home.minus(mean)._replace(n=both)
+    found[GAP_TO_ID] = at_home.minus(mean)._replace(n=mean.n + at_home.n)
     if kind.higher_is_better and kind.lowest == 0 and at_home.value > 0:
-        ratios = np.divide(mean.draws, at_home.draws, out=np.full_like(mean.draws, np.nan), where=at_home.draws > 0)
-        found["relative_robustness"] = Sample(mean.value / at_home.value, ratios, both, 0.0, np.inf)
+        found[RELATIVE_ROBUSTNESS] = _ratio(mean, at_home)
     transfer = {split: at_home.minus(sample)._replace(n=sample.n + at_home.n) for split, sample in ood.items()}
-    return Samples(splits, found, transfer, worst_set)
+    return Samples(splits, found, transfer, worst_set, kind.higher_is_better)
+
+
+def _ratio(above: Sample, below: Sample) -> Sample:
+    """Ratio of two means over runs, linear in each run (delta method): r + (above - r below) / mean of below."""
+    whole = below.value
+    ratio = above.value / whole
+    values, draws = (
+        ratio + (ours - ratio * theirs) / whole for ours, theirs in zip(above.runs, below.runs, strict=True)
+    )
+    # Where the denominator can be 0, a ratio has no interval.
+    draws = np.where(below.runs.draws.mean(axis=1, keepdims=True) > 0, draws, np.nan)
+    return Sample(Runs(values, draws), above.n + below.n, 0.0, np.inf)

@@ -18,8 +18,8 @@ from hf_early_ood.atomic import replacing
 from hf_early_ood.dynamics import Measurement
 from hf_early_ood.errors import DataError
 from hf_early_ood.names import ID_TEST
-from hf_early_ood.report.layout import measure_axis, measure_title
-from hf_early_ood.report.tables import split_label
+from hf_early_ood.report.layout import measure_axis, measure_title, metric_title
+from hf_early_ood.report.reading import split_label
 from hf_early_ood.report.verdict import ood_sets
 from hf_early_ood.results import DecisionRecord, MetricValue, StageRecord, StudyRecord
 
@@ -406,7 +406,7 @@ def _comparison(study: StudyRecord) -> Figure:
     left, right = axes.get_xlim()
     axes.set_xticks([tick for tick in axes.get_xticks() if left <= tick <= min(right, 100)])
     lines = "lowest to highest seed" if several else f"{study.confidence:.0%} interval over test examples"
-    axes.set_xlabel(f"{study.metric.replace('_', ' ')}, percent (lines: {lines})")
+    axes.set_xlabel(f"{metric_title(study.metric)}, percent (lines: {lines})")
     axes.set_title(f"{study.name}: in distribution and out of distribution", loc="left", color=_INK, fontsize=11)
     return figure
 

@@ -20,6 +20,14 @@ _AXES = {
     "gauss_newton_trace": "trace of the Gauss-Newton matrix",
     "hessian_top_eigenvalue": "largest eigenvalue of the Hessian",
 }
+_METRICS = {
+    "f1": "F1",
+    "macro_f1": "macro-F1",
+    "ece": "ECE",
+    "ece_calibrated": "ECE at T",
+    "brier": "Brier",
+    "brier_calibrated": "Brier at T",
+}
 
 
 @dataclass(frozen=True)
@@ -115,6 +123,16 @@ def with_interval(value: float | None, low: float | None, high: float | None, *,
     return f"{form(value)} [{form(low)}, {form(high)}]"
 
 
+def p_text(p: float) -> str:
+    """A p-value; small ones are not told apart.
+
+    Example:
+        >>> p_text(0.0321), p_text(0.00004), p_text(1.0)
+        ('p = 0.032', 'p < 0.001', 'p = 1')
+    """
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as a person says them.
 
@@ -143,6 +161,16 @@ def share(part: float | None, whole: float | None) -> str:
     if part is None or not whole:
         return NO_VALUE
     return f"{100 * part / whole:.1f}%"
+
+
+def metric_title(metric: str) -> str:
+    """What a reader calls a metric.
+
+    Example:
+        >>> metric_title("balanced_accuracy"), metric_title("f1")
+        ('balanced accuracy', 'F1')
+    """
+    return _METRICS.get(metric, metric.replace("_", " "))
 
 
 def measure_title(measure: str) -> str:

@@ -2,54 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from statistics import fmean
 
-from hf_early_ood.names import AUTOFREEZE, ID_TEST, ID_VALIDATION, LAST_UPDATE, LISA, OOD_MACRO_MEAN, OOD_WORST, is_ood
-from hf_early_ood.report.layout import NO_VALUE, Table, duration, points, share, signed, with_interval
-from hf_early_ood.report.verdict import by_ood_mean, find_comparison, judge, many_arms, verdict
-from hf_early_ood.results import (
-    ArmRun,
-    Comparison,
-    EvaluationRecord,
-    InterventionRecord,
-    MetricValue,
-    RunRecord,
-    StudyRecord,
+from hf_early_ood.names import (
+    AUTOFREEZE,
+    GAP_TO_ID,
+    ID_TEST,
+    ID_VALIDATION,
+    LAST_UPDATE,
+    LISA,
+    OOD_MACRO_MEAN,
+    OOD_WORST,
+    RELATIVE_ROBUSTNESS,
 )
-
-_LABELS = {
-    ID_VALIDATION: "ID validation",
-    ID_TEST: "ID test",
-    OOD_MACRO_MEAN: "OOD mean",
-    OOD_WORST: "OOD worst set",
-}
-
-
-def split_label(split: str) -> str:
-    """What a reader calls a split or a summary.
-
-    Example:
-        >>> split_label("ood/movie"), split_label("id_test")
-        ('OOD movie', 'ID test')
-    """
-    return f"OOD {_set_name(split)}" if is_ood(split) else _LABELS.get(split, split)
-
-
-def _set_name(split: str) -> str:
-    return split.partition("/")[2] if is_ood(split) else split
+from hf_early_ood.report.beside import (
+    CALIBRATION,
+    difference,
+    is_of_groups,
+    languages,
+    run_calibration,
+    run_groups,
+    study_calibration,
+    study_groups,
+    tests,
+)
+from hf_early_ood.report.layout import (
+    NO_VALUE,
+    Table,
+    duration,
+    metric_title,
+    points,
+    share,
+    signed,
+    with_interval,
+)
+from hf_early_ood.report.reading import (
+    brackets,
+    complete,
+    evaluations,
+    in_order,
+    listed,
+    over_seeds,
+    set_name,
+    sets_of,
+    split_label,
+    values_of,
+)
+from hf_early_ood.report.verdict import find_comparison, many_arms, verdict
+from hf_early_ood.results import EvaluationRecord, InterventionRecord, MetricValue, RunRecord, StudyRecord
 
 
 def study_report(study: StudyRecord) -> str:
     """The verdict in words, then the tables, for each size; as plain text of at most 100 columns."""
     parts = [[verdict(part), *(table.text() for table in study_tables(part))] for part in study.by_size()]
-    return "\n\n\n".join("\n\n".join(part) for part in parts) + "\n"
+    sizes = [[table.text() for table in _sizes(study)]] if len(study.sizes) > 1 else []
+    return "\n\n\n".join("\n\n".join(part) for part in [*sizes, *parts]) + "\n"
 
 
 def study_markdown(study: StudyRecord) -> str:
     """The same for a README or a model card."""
     parts = [[verdict(part), *(table.markdown() for table in study_tables(part))] for part in study.by_size()]
-    return "\n\n".join("\n\n".join(part) for part in parts) + "\n"
+    sizes = [[table.markdown() for table in _sizes(study)]] if len(study.sizes) > 1 else []
+    return "\n\n".join("\n\n".join(part) for part in [*sizes, *parts]) + "\n"
 
 
 def run_table(record: RunRecord, *, markdown: bool = False) -> str:
@@ -66,7 +81,8 @@ def run_table(record: RunRecord, *, markdown: bool = False) -> str:
         head += f"\nError: {record.error}"
     tables = []
     if record.evaluation is not None:
-        tables.append(_run_scores(record.evaluation))
+        evaluation = record.evaluation
+        tables += [_run_scores(evaluation), *run_groups(evaluation), *run_calibration(evaluation)]
     if record.intervention is not None:
         tables.append(_run_layers(record.intervention))
     tables.append(_run_costs(record))
@@ -74,8 +90,9 @@ def run_table(record: RunRecord, *, markdown: bool = False) -> str:
 
 
 def study_tables(study: StudyRecord) -> list[Table]:
-    """Scores, differences from the baseline, sets, layers and costs, and the single runs."""
-    return [_summary(study), _differences(study), _sets(study), _layers_and_costs(study), _runs(study)]
+    """Scores, differences from the baseline, sets, what is beside the metric, layers and costs, and the single runs."""
+    beside = [*tests(study), *languages(study), *study_groups(study), *study_calibration(study)]
+    return [_summary(study), _differences(study), _sets(study), *beside, _layers_and_costs(study), _runs(study)]
 
 
 def why(intervention: InterventionRecord | None) -> str:
@@ -97,116 +114,97 @@ def first_release(intervention: InterventionRecord | None) -> int | None:
     return min(steps) if steps else None
 
 
-def _complete(study: StudyRecord, arm: str) -> list[ArmRun]:
-    return [run for run in study.arms[arm] if run.status == "complete" and run.evaluation is not None]
-
-
-def _evaluations(study: StudyRecord, arm: str) -> list[EvaluationRecord]:
-    return [run.evaluation for run in _complete(study, arm) if run.evaluation is not None]
-
-
-def _over_seeds(values: Sequence[MetricValue]) -> str:
-    """Mean with the lowest and highest seed; for a single seed the number with its own interval."""
-    numbers = [value.value for value in values if value.value is not None]
-    if not numbers or len(numbers) < len(values):
-        return NO_VALUE
-    if len(values) == 1:
-        return with_interval(values[0].value, values[0].low, values[0].high)
-    return with_interval(fmean(numbers), min(numbers), max(numbers))
-
-
-def _brackets(study: StudyRecord) -> str:
-    if any(len(_complete(study, arm)) > 1 for arm in study.arms):
-        return "Mean over seeds; in brackets the lowest and the highest seed."
-    return f"In brackets the {study.confidence:.0%} interval over test examples."
-
-
-def _split_values(study: StudyRecord, arm: str, split: str) -> list[MetricValue]:
-    evaluations = [evaluation.splits.get(split) for evaluation in _evaluations(study, arm)]
-    return [item.metrics[study.metric] for item in evaluations if item is not None and study.metric in item.metrics]
+def _sizes(study: StudyRecord) -> list[Table]:
+    """What each size of the training set gives, side by side."""
+    parts = study.by_size()
+    rows = []
+    for arm in study.arms:
+        cells = [
+            over_seeds(values_of(part, arm, OOD_MACRO_MEAN, part.metric))
+            if arm == study.baseline
+            else difference(part, find_comparison(part, arm, OOD_MACRO_MEAN), word=False)
+            for part in parts
+        ]
+        rows.append((f"{arm} (baseline)" if arm == study.baseline else arm, *cells))
+    headers = ["all" if size is None else f"{size:,}" for size in study.sizes]
+    title = (
+        f"OOD mean by training examples: {metric_title(study.metric)} of {study.baseline}, percent; differences, points"
+    )
+    return [Table(title, ("arm", *headers), rows, f"In brackets, of differences: {study.confidence:.0%} interval.")]
 
 
 def _summary(study: StudyRecord) -> Table:
     rows = []
-    for arm in _in_order(study):
-        summaries = [item.ood[study.metric] for item in _evaluations(study, arm) if study.metric in item.ood]
-        means = _over_seeds([summary.macro_mean for summary in summaries])
+    for arm in in_order(study):
+        summaries = [item.ood[study.metric] for item in evaluations(study, arm) if study.metric in item.ood]
         worst = [summary.worst.value for summary in summaries if summary.worst.value is not None]
-        sets = sorted({_set_name(summary.worst.set) for summary in summaries})
+        sets = sorted({set_name(summary.worst.set) for summary in summaries})
         gaps = [gap.value for summary in summaries if (gap := summary.gap_to_id) and gap.value is not None]
+        kept = [part.value for summary in summaries if (part := summary.relative_robustness) and part.value is not None]
         rows.append(
             (
                 f"{arm} (baseline)" if arm == study.baseline else arm,
-                str(len(_complete(study, arm))),
-                means,
+                str(len(complete(study, arm))),
+                over_seeds([summary.macro_mean for summary in summaries]),
                 f"{points(fmean(worst))} ({', '.join(sets)})" if worst else NO_VALUE,
-                _over_seeds(_split_values(study, arm, ID_TEST)),
+                over_seeds(values_of(study, arm, ID_TEST, study.metric)),
                 signed(fmean(gaps)) if gaps else NO_VALUE,
+                points(fmean(kept)) if kept else NO_VALUE,
             )
         )
     return Table(
-        f"{study.metric}, percent",
-        ("arm", "seeds", "OOD mean", "OOD worst set", "ID test", "ID - OOD mean"),
+        f"{metric_title(study.metric)}, percent",
+        ("arm", "seeds", "OOD mean", "OOD worst set", "ID test", "ID - OOD", "OOD / ID"),
         rows,
-        _brackets(study),
+        brackets(study),
     )
 
 
-def _in_order(study: StudyRecord) -> list[str]:
-    """As in the configuration; where they are many, the best first."""
-    return by_ood_mean(study, study.arms) if many_arms(study) else list(study.arms)
-
-
 def _differences(study: StudyRecord) -> Table:
-    others = [arm for arm in _in_order(study) if arm != study.baseline]
+    others = [arm for arm in in_order(study) if arm != study.baseline]
     splits = list(dict.fromkeys(item.split for item in study.comparisons if item.metric == study.metric))
-    order = {OOD_MACRO_MEAN: 0, OOD_WORST: 1, ID_TEST: 3, ID_VALIDATION: 4}
+    order = {OOD_MACRO_MEAN: 0, OOD_WORST: 1, ID_TEST: 3, ID_VALIDATION: 4, GAP_TO_ID: 5, RELATIVE_ROBUSTNESS: 6}
     splits.sort(key=lambda split: order.get(split, 2))
     title = f"Difference from {study.baseline}, percent points [{study.confidence:.0%} interval, paired]"
     note = None if splits else "There is no comparison yet."
+
+    def cell(arm: str, split: str) -> str:
+        # A small gap can come from a bad ID value: it gets no word.
+        found = find_comparison(study, arm, split)
+        return difference(study, found, word=split not in (GAP_TO_ID, RELATIVE_ROBUSTNESS))
+
     if many_arms(study):
         sizes = {item.split: item.n_examples for item in study.comparisons if item.metric == study.metric}
         headers = [f"{split_label(split)} (n={sizes[split]})" for split in splits]
-        rows = [(arm, *(_difference(find_comparison(study, arm, split)) for split in splits)) for arm in others]
+        rows = [(arm, *(cell(arm, split) for split in splits)) for arm in others]
         return Table(title, ("arm", *headers), rows, note)
     rows = []
     for split in splits:
         found = [find_comparison(study, arm, split) for arm in others]
         counts = {item.n_examples for item in found if item is not None}
         seeds = {item.n_seeds for item in found if item is not None}
-        rows.append((split_label(split), _listed(counts), _listed(seeds), *map(_difference, found)))
+        rows.append((split_label(split), listed(counts), listed(seeds), *(cell(arm, split) for arm in others)))
     return Table(title, ("set", "examples", "seeds", *others), rows, note)
 
 
-def _difference(item: Comparison | None) -> str:
-    return (
-        NO_VALUE if item is None else f"{with_interval(item.difference, item.low, item.high, sign=True)} {judge(item)}"
-    )
-
-
 def _sets(study: StudyRecord) -> Table:
-    splits: dict[str, set[int]] = {}
-    for arm in study.arms:
-        for evaluation in _evaluations(study, arm):
-            for split, item in evaluation.splits.items():
-                splits.setdefault(split, set()).add(item.n)
-    ordered = sorted(splits, key=lambda split: (is_ood(split), split != ID_TEST))
-    title, arms = f"Each set: {study.metric}, percent", _in_order(study)
-    scores = {arm: [_over_seeds(_split_values(study, arm, split)) for split in ordered] for arm in arms}
+    splits = sets_of(study)
+    title, arms = f"Each set: {metric_title(study.metric)}, percent", in_order(study)
+    scores = {arm: [over_seeds(values_of(study, arm, split, study.metric)) for split in splits] for arm in arms}
     if many_arms(study):
-        headers = [f"{split_label(split)} (n={_listed(splits[split])})" for split in ordered]
-        return Table(title, ("arm", *headers), [(arm, *scores[arm]) for arm in arms], _brackets(study))
+        headers = [f"{split_label(split)} (n={listed(splits[split])})" for split in splits]
+        return Table(title, ("arm", *headers), [(arm, *scores[arm]) for arm in arms], brackets(study))
     rows = [
-        (split_label(split), _listed(splits[split]), *(scores[arm][column] for arm in arms))
-        for column, split in enumerate(ordered)
+        (split_label(split), listed(splits[split]), *(scores[arm][column] for arm in arms))
+        for column, split in enumerate(splits)
     ]
-    return Table(title, ("set", "examples", *arms), rows, _brackets(study))
+    return Table(title, ("set", "examples", *arms), rows, brackets(study))
 
 
 def _layers_and_costs(study: StudyRecord) -> Table:
     rows = []
     for arm in study.arms:
-        runs = _complete(study, arm)
+        runs = complete(study, arm)
         seconds = [run.seconds for run in runs if run.seconds is not None]
         probes = [run.probe_seconds for run in runs if run.probe_seconds is not None]
         time, probe_time = fmean(seconds) if seconds else None, fmean(probes) if probes else None
@@ -217,7 +215,7 @@ def _layers_and_costs(study: StudyRecord) -> Table:
                 arm,
                 ", ".join(NO_VALUE if step is None else str(step) for step in steps) if any(steps) else NO_VALUE,
                 "; ".join(reasons) or NO_VALUE,
-                _listed({run.updates for run in runs if run.updates is not None}),
+                listed({run.updates for run in runs if run.updates is not None}),
                 duration(time),
                 duration(probe_time),
                 share(probe_time, time),
@@ -237,7 +235,7 @@ def _chosen_weights(study: StudyRecord) -> str:
     """Which weights the scores belong to, for the arms where they are not those of the last update."""
     notes = ""
     for arm in study.arms:
-        ways = dict.fromkeys(evaluation.selected_by for evaluation in _evaluations(study, arm))
+        ways = dict.fromkeys(evaluation.selected_by for evaluation in evaluations(study, arm))
         if set(ways) - {LAST_UPDATE}:
             notes += f" Weights of {arm} chosen by: {'; '.join(ways)}."
     return notes
@@ -265,7 +263,8 @@ def _runs(study: StudyRecord) -> Table:
 
 
 def _run_scores(evaluation: EvaluationRecord) -> Table:
-    metrics = list(dict.fromkeys(name for item in evaluation.splits.values() for name in item.metrics))
+    found_metrics = dict.fromkeys(name for item in evaluation.splits.values() for name in item.metrics)
+    metrics = [name for name in found_metrics if name not in CALIBRATION and not is_of_groups(name)]
 
     def cells(value: Callable[[str], MetricValue | None]) -> list[str]:
         found = [value(metric) for metric in metrics]
@@ -275,7 +274,7 @@ def _run_scores(evaluation: EvaluationRecord) -> Table:
     if evaluation.ood:
         ood = evaluation.ood
         worst = [
-            f"{points(ood[metric].worst.value)} ({_set_name(ood[metric].worst.set)})" if metric in ood else NO_VALUE
+            f"{points(ood[metric].worst.value)} ({set_name(ood[metric].worst.set)})" if metric in ood else NO_VALUE
             for metric in metrics
         ]
         found_gaps = [ood[metric].gap_to_id if metric in ood else None for metric in metrics]
@@ -286,7 +285,7 @@ def _run_scores(evaluation: EvaluationRecord) -> Table:
     notes = [f"{split_label(split)}: {note}" for split, item in evaluation.splits.items() for note in item.notes]
     return Table(
         "Scores, percent",
-        ("set", "examples", *metrics),
+        ("set", "examples", *map(metric_title, metrics)),
         rows,
         " ".join(
             [
@@ -316,7 +315,3 @@ def _run_costs(record: RunRecord) -> Table:
     for measure, probe in record.probes.items():
         rows.append((f"{measure} ({probe.count} measurements)", duration(probe.seconds), share(probe.seconds, whole)))
     return Table("Time", ("what", "time", "of training"), rows, None if rows else "No times were recorded.")
-
-
-def _listed(numbers: set[int]) -> str:
-    return ", ".join(map(str, sorted(numbers))) or NO_VALUE

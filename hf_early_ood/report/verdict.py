@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import inf
 
+from hf_early_ood.evaluation.effects import Pareto, pareto
 from hf_early_ood.names import ID_TEST, OOD_MACRO_MEAN, OOD_WORST, is_ood
-from hf_early_ood.report.layout import points, signed, wrapped
+from hf_early_ood.report.layout import metric_title, p_text, points, signed, wrapped
 from hf_early_ood.results import Comparison, StudyRecord, WinRateRecord
 
 CLEARLY_BETTER = "better"
@@ -14,13 +15,15 @@ CLEARLY_WORSE = "worse"
 UNCLEAR = "no clear difference"
 UNKNOWN = "not comparable"
 
-# With fewer examples on which two arms differ, a bootstrap interval excludes 0 too easily: 5 of 5 in one direction
-# have a two-sided sign test of 0.06, and an interval above 0.
-FEWEST_DIFFERING = 10
 
+def judge(comparison: Comparison | None, confidence: float = 0.95) -> str:
+    """The only words a difference may be given: the interval decides, and p where it was adjusted for several tests.
 
-def judge(comparison: Comparison | None) -> str:
-    """The only words a difference may be given: the interval decides, never the difference alone.
+    There is no rule for few examples: the interval knows how many they are (see ``evaluation.inference``).
+
+    Args:
+        comparison: The difference.
+        confidence: Of its interval: 1 minus the level of the tests.
 
     Example:
         >>> judge(Comparison("gradual", "accuracy", "ood_macro_mean", 0.02, -0.01, 0.05, 900, 1, "examples"))
@@ -28,19 +31,20 @@ def judge(comparison: Comparison | None) -> str:
     """
     if comparison is None or comparison.difference is None or comparison.low is None or comparison.high is None:
         return UNKNOWN
-    if comparison.n_differing is not None and comparison.n_differing < FEWEST_DIFFERING:
+    if not withstands(comparison, confidence) or comparison.low <= 0 <= comparison.high:
         return UNCLEAR
-    if comparison.low > 0:
-        return CLEARLY_BETTER
-    if comparison.high < 0:
-        return CLEARLY_WORSE
-    return UNCLEAR
+    return CLEARLY_BETTER if (comparison.low > 0) == comparison.higher_is_better else CLEARLY_WORSE
 
 
-def find_comparison(study: StudyRecord, arm: str, split: str) -> Comparison | None:
-    """The comparison of ``arm`` with the baseline on ``split`` in the study's metric."""
+def withstands(comparison: Comparison, confidence: float) -> bool:
+    """Whether a difference withstands the correction for several tests, or has none."""
+    return comparison.p_adjusted is None or comparison.p_adjusted < 1 - confidence
+
+
+def find_comparison(study: StudyRecord, arm: str, split: str, metric: str | None = None) -> Comparison | None:
+    """The comparison of ``arm`` with the baseline on ``split``, in the study's metric if none is given."""
     for comparison in study.comparisons:
-        if (comparison.arm, comparison.split, comparison.metric) == (arm, split, study.metric):
+        if (comparison.arm, comparison.split, comparison.metric) == (arm, split, metric or study.metric):
             return comparison
     return None
 
@@ -61,7 +65,7 @@ def verdict(study: StudyRecord) -> str:
     names = ", ".join(split.partition("/")[2] for split in sets)
     count = f"{len(sets)} OOD {'set' if len(sets) == 1 else 'sets'}"
     lines = wrapped(
-        f"Study '{study.name}': {len(study.arms)} arms, {_seeds(len(study.seeds))}, {study.metric}, "
+        f"Study '{study.name}': {len(study.arms)} arms, {_seeds(len(study.seeds))}, {metric_title(study.metric)}, "
         f"{count}{f' ({names})' if names else ''}. Baseline: {study.baseline}."
     )
     others = [arm for arm in study.arms if arm != study.baseline]
@@ -86,7 +90,9 @@ def by_ood_mean(study: StudyRecord, arms: Iterable[str]) -> list[str]:
 
     def difference(arm: str) -> float:
         found = find_comparison(study, arm, OOD_MACRO_MEAN)
-        return 0.0 if arm == study.baseline else -inf if found is None or found.difference is None else found.difference
+        if arm == study.baseline:
+            return 0.0
+        return -inf if found is None or found.difference is None else found.difference * _sign(found)
 
     return sorted(arms, key=difference, reverse=True)
 
@@ -102,10 +108,20 @@ def _grouped_verdicts(study: StudyRecord, arms: Sequence[str]) -> list[str]:
     found: dict[str, list[str]] = {word: [] for word in heads}
     for arm in by_ood_mean(study, arms):
         mean = find_comparison(study, arm, OOD_MACRO_MEAN)
-        numbers = "" if mean is None else f" ({signed(mean.difference)}, {signed(mean.low)} to {signed(mean.high)})"
-        found[judge(mean)].append(f"{arm}{numbers}")
+        numbers = "" if mean is None else f" ({signed(mean.difference)}, {signed(mean.low)} to {signed(mean.high)}"
+        if mean is not None and mean.p_adjusted is not None:
+            numbers += f", {p_text(mean.p_adjusted)}"
+        found[judge(mean, study.confidence)].append(f"{arm}{numbers and numbers + ')'}")
     what = f"points on the mean of the OOD sets, {study.confidence:.0%} interval"
-    return [f"{heads[word]}, {what}: {'; '.join(named)}." for word, named in found.items() if named]
+    if any(item.p_adjusted is not None for item in study.comparisons):
+        what += ", p after Holm's correction"
+    texts = [f"{heads[word]}, {what}: {'; '.join(named)}." for word, named in found.items() if named]
+    statements: dict[str, list[str]] = {}
+    for arm in by_ood_mean(study, arms):
+        outcome = pareto_of(study, arm)
+        if outcome is not None:
+            statements.setdefault(_pareto_text(outcome)[:-1], []).append(arm)
+    return texts + [f"{statement}: {', '.join(named)}." for statement, named in statements.items()]
 
 
 def win_rate_in_words(study: StudyRecord, rate: WinRateRecord) -> str:
@@ -120,13 +136,13 @@ def win_rate_in_words(study: StudyRecord, rate: WinRateRecord) -> str:
 
 def _arm_verdict(study: StudyRecord, arm: str, num_sets: int) -> str:
     mean = find_comparison(study, arm, OOD_MACRO_MEAN)
-    word = judge(mean)
+    word = judge(mean, study.confidence)
     sets = "the OOD set" if num_sets == 1 else f"the mean of {num_sets} OOD sets"
     if mean is None or word == UNKNOWN:
         return f"{arm} cannot be compared with {study.baseline} out of distribution: {_missing(study, arm)}."
     size = (
         f"{signed(mean.difference)} points on {sets} ({study.confidence:.0%} interval "
-        f"{signed(mean.low)} to {signed(mean.high)})"
+        f"{signed(mean.low)} to {signed(mean.high)}{_tests(study, mean)})"
     )
     if word == UNCLEAR:
         text = f"{arm}: no clear difference from {study.baseline} out of distribution: {size}."
@@ -136,11 +152,54 @@ def _arm_verdict(study: StudyRecord, arm: str, num_sets: int) -> str:
     for split, label in ((OOD_WORST, "Worst OOD set"), (ID_TEST, "In distribution")):
         other = find_comparison(study, arm, split)
         if other is not None:
-            text += f" {label}: {judge(other)}"
-            if judge(other) != UNKNOWN:
+            word = judge(other, study.confidence)
+            text += f" {label}: {word}"
+            if word != UNKNOWN:
                 text += f" ({signed(other.difference)}, {signed(other.low)} to {signed(other.high)})"
             text += "."
+    outcome = pareto_of(study, arm)
+    return text if outcome is None else f"{text} {_pareto_text(outcome)}"
+
+
+def _tests(study: StudyRecord, mean: Comparison) -> str:
+    if mean.p_value is None:
+        return ""
+    text = f", {p_text(mean.p_value)}"
+    tests = _tests_of(study, OOD_MACRO_MEAN)
+    if tests > 1 and mean.p_adjusted is not None:
+        text += f"; {p_text(mean.p_adjusted)} after Holm's correction for {tests} arms"
     return text
+
+
+def _tests_of(study: StudyRecord, *splits: str) -> int:
+    """How many tests a family has."""
+    return sum(
+        item.p_adjusted is not None and item.metric == study.metric and item.split in splits
+        for item in study.comparisons
+    )
+
+
+def pareto_of(study: StudyRecord, arm: str) -> Pareto | None:
+    """Whether an arm gains out of distribution without a loss in distribution; None where there is no interval."""
+    at_home, mean = (find_comparison(study, arm, split) for split in (ID_TEST, OOD_MACRO_MEAN))
+    if study.margin is None or at_home is None or mean is None or UNKNOWN in (judge(at_home), judge(mean)):
+        return None
+    return pareto(_upward(at_home), _upward(mean), margin=study.margin, significant=withstands(mean, study.confidence))
+
+
+def _pareto_text(outcome: Pareto) -> str:
+    head = "Pareto improvement" if outcome.improves else "No Pareto improvement is shown"
+    return f"{head}: {outcome.statement[:1].lower()}{outcome.statement[1:]}"
+
+
+def _sign(comparison: Comparison) -> int:
+    return 1 if comparison.higher_is_better else -1
+
+
+def _upward(comparison: Comparison) -> tuple[float, float]:
+    """The interval, turned so that up is better."""
+    low, high = sorted(_sign(comparison) * (end or 0.0) for end in (comparison.low, comparison.high))
+    return low, high
 
 
 def _missing(study: StudyRecord, arm: str) -> str:
@@ -162,13 +221,11 @@ def _notes(study: StudyRecord) -> list[str]:
         )
     if any(comparison.covers == "examples and seeds" for comparison in shown):
         seeds = min(comparison.n_seeds for comparison in shown if comparison.covers == "examples and seeds")
-        few = " So few seeds make a rough interval." if seeds < 5 else ""
-        notes.append(f"The intervals cover the choice of test examples and the training seeds ({seeds}).{few}")
-    if len(shown) > 3:
-        expected = len(shown) * (1 - study.confidence)
-        notes.append(
-            f"{len(shown)} intervals are reported; about {expected:.1f} of them would exclude 0 by chance alone."
+        few = (
+            " Of two seeds it is rough: see benchmarks/README.md for how often it holds the truth." if seeds < 3 else ""
         )
+        notes.append(f"The intervals cover the choice of test examples and the training seeds ({seeds}).{few}")
+    notes += _on_tests(study, shown)
     early = [
         f"{arm} seed {run.seed}"
         for arm, runs in study.arms.items()
@@ -190,5 +247,21 @@ def _notes(study: StudyRecord) -> list[str]:
     return notes
 
 
+def _on_tests(study: StudyRecord, shown: Sequence[Comparison]) -> list[str]:
+    tests, of_sets = _tests_of(study, OOD_MACRO_MEAN), _tests_of(study, *ood_sets(study))
+    if not tests:
+        return [f"{len(shown)} intervals are reported; they are corrected for nothing."] if len(shown) > 3 else []
+    return [
+        "'Better' and 'worse' are said where the interval leaves out 0 and, after Holm's correction, p is below "
+        f"{1 - study.confidence:.2g}: of the OOD mean over {_counted(tests, 'test')} (one an arm), of single OOD sets "
+        f"over {_counted(of_sets, 'test')} (one an arm and set). Other p-values are not corrected. The worst OOD set "
+        "of an arm is taken as given."
+    ]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def _seeds(count: int) -> str:
-    return "1 seed" if count == 1 else f"{count} seeds"
+    return _counted(count, "seed")

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from hf_early_ood.errors import ConfigurationError, DataError
 from hf_early_ood.evaluation.classification import classification_scores
@@ -35,14 +36,14 @@ def test_worst_group_and_percentile() -> None:
     assert found.percentile.value == pytest.approx(np.percentile(values, 10))
     assert found.worst.low < 0.5 <= found.worst.high
     assert found.percentile.low < found.percentile.value < found.percentile.high
-    assert found.worst.n == 110
+    assert (found.worst, found.percentile.n) == (found.groups["g2"], 110)
 
 
 def test_a_set_of_one_group_is_that_group() -> None:
     found = _summarize(_scores([100], [80]), num_resamples=20_000)
     assert found.worst == found.groups["g0"] == found.percentile
-    half = 1.96 * np.sqrt(0.8 * 0.2 / 100)
-    assert (found.worst.low, found.worst.high) == pytest.approx((0.8 - half, 0.8 + half), abs=0.015)
+    expected = stats.binomtest(80, 100).proportion_ci(0.95, "wilson")
+    assert (found.worst.low, found.worst.high) == pytest.approx((expected.low, expected.high), abs=0.005)
 
 
 def test_groups_stay_as_they_are_whatever_others_there_are() -> None:

@@ -69,7 +69,7 @@ def test_a_value_that_some_resamples_lack_is_nan() -> None:
     part = Predictions("sequence_classification", {"label": [0, 0, 1], "prediction": [0, 0, 0]})
     found = resample_metric(Rare(None), {"x": part}, 100, 0)["x"]
     assert 0 < np.isnan(found.draws).mean() < 1
-    assert np.isnan(found.first().estimate(0.95).low)
+    assert np.isnan(found.of(slice(1)).estimate(0.95).low)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from hf_early_ood.evaluation.classification import classification_scores
 from hf_early_ood.evaluation.metrics import FloatArray, IntArray
-from hf_early_ood.evaluation.resampling import resample, resample_indices, seed_weights
+from hf_early_ood.evaluation.resampling import resample, resample_indices
 from hf_early_ood.evaluation.scores import Formula, Scores
 
 Metric = Callable[[IntArray, IntArray, FloatArray], float]
@@ -121,12 +121,3 @@ def test_any_sums_will_do() -> None:
     assert values == [0.5]
     expected = [columns[i].sum(axis=0) for i in resample_indices(3, 10, np.random.default_rng(0))]
     np.testing.assert_allclose(draws[:, 0], [a / b for a, b in expected])
-
-
-def test_weights_of_seeds() -> None:
-    weights = seed_weights(4, 20_000, 0)
-    np.testing.assert_allclose(weights.sum(axis=1), 1)
-    # The variance of the weighted mean is that of a mean of four, with the unbiased variance.
-    seeds = np.array([0.1, 0.5, 0.2, 0.4])
-    assert (weights @ seeds).std() == pytest.approx(seeds.std(ddof=1) / 2, rel=0.03)
-    np.testing.assert_array_equal(seed_weights(1, 3, 0), np.ones((3, 1)))

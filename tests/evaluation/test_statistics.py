@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from hf_early_ood.errors import ConfigurationError, DataError
 from hf_early_ood.evaluation.classification import classification_scores
@@ -124,15 +125,18 @@ def test_confidence_widens(rng: np.random.Generator) -> None:
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
-def test_everything_right_has_no_width() -> None:
+def test_everything_right_is_not_certainty() -> None:
     labels = np.array([0, 1] * 10)
     estimate = bootstrap_metrics(labels, labels)["accuracy"]
-    assert (estimate.low, estimate.value, estimate.high, estimate.n) == (1, 1, 1, 20)
+    critical = stats.t.ppf(0.975, 19)
+    assert estimate.low == pytest.approx(20 / (20 + critical**2))
+    assert (estimate.value, estimate.high, estimate.n, estimate.p_value) == (1, 1, 20, None)
 
 
 def test_one_example_and_one_class() -> None:
     estimate = bootstrap_metrics(np.array([1]), np.array([0]))["balanced_accuracy"]
-    assert (estimate.low, estimate.value, estimate.high) == (0, 0, 0)
+    assert (estimate.low, estimate.value) == (0, 0)
+    assert 0.95 < estimate.high <= 1
 
 
 def test_ten_thousand_examples_take_seconds(rng: np.random.Generator) -> None:
@@ -161,7 +165,18 @@ def test_no_difference_between_equal_predictions(rng: np.random.Generator) -> No
     labels = rng.integers(0, 3, 60)
     predictions = _predictions(rng, labels, 0.5)
     difference = paired_difference(labels, predictions, predictions)
-    assert (difference.low, difference.value, difference.high) == (0, 0, 0)
+    assert (difference.value, difference.p_value) == (0, 1)
+    assert -0.05 < difference.low < 0 < difference.high < 0.05  # about two examples of 60
+
+
+@pytest.mark.parametrize(("count", "decided"), [(1, False), (4, False), (6, True)])
+def test_few_differing_examples_decide_as_a_sign_test_does(count: int, decided: bool) -> None:
+    """All of them speak for the arm; 2 / 2^4 > 0.05 > 2 / 2^6."""
+    labels = np.array([0, 1] * 750)
+    worse = np.where(np.arange(1500) < count, 1 - labels, labels)
+    difference = paired_difference(labels, worse, labels, metric="accuracy")
+    assert difference.p_value is not None
+    assert (difference.low > 0) == (difference.p_value < 0.05) == decided
 
 
 def test_difference_is_antisymmetric(rng: np.random.Generator) -> None:
@@ -265,9 +280,9 @@ def test_seeds_that_disagree_widen_the_interval() -> None:
     differ = [{"id_test": (labels, predictions)} for predictions in wrong]
     narrow, wide = (summarize(runs, metric="accuracy").splits["id_test"] for runs in (agree, differ))
     assert narrow.high - narrow.low == pytest.approx(2 * 1.96 * np.sqrt(0.2 * 0.8 / 1000), rel=0.1)
-    # Standard error of the mean of four seeds, with the unbiased standard deviation.
+    # Standard error of the mean of four seeds, with the unbiased standard deviation; the sides of a share are cut.
     spread = np.std([0.9, 0.8, 0.7, 0.6], ddof=1) / 2
-    assert wide.high - wide.low == pytest.approx(2 * 1.96 * spread, rel=0.15)
+    assert wide.high - wide.low == pytest.approx(2 * stats.t.ppf(0.975, 3) * spread, rel=0.15)
 
 
 def test_intervals_stay_in_the_range_of_the_metric() -> None:
@@ -275,7 +290,7 @@ def test_intervals_stay_in_the_range_of_the_metric() -> None:
     runs = [{"id_test": (labels, np.where(np.arange(100) < wrong, 1 - labels, labels))} for wrong in (0, 0, 40)]
     estimate = summarize(runs, metric="accuracy").splits["id_test"]
     assert estimate.value == pytest.approx(1 - 0.4 / 3)
-    assert estimate.high == 1.0
+    assert 0.9 < estimate.high < 1.0
 
 
 def test_paired_seeds_cancel_what_a_seed_does_to_both_arms(rng: np.random.Generator) -> None:
@@ -290,7 +305,7 @@ def test_paired_seeds_cancel_what_a_seed_does_to_both_arms(rng: np.random.Genera
     better, worse = arm(0), arm(30)
     paired = compare(worse, better, metric="accuracy").difference.splits["id_test"]
     unpaired = compare(worse, better, metric="accuracy", paired_seeds=False).difference.splits["id_test"]
-    assert paired.value == unpaired.value == pytest.approx(0.03)
+    assert [paired.value, unpaired.value] == pytest.approx([0.03, 0.03])
     assert paired.low > 0 > unpaired.low
 
 
@@ -393,7 +408,8 @@ def test_brier_scores_may_be_above_one() -> None:
     labels = np.zeros(30, dtype=int)
     wrong = classification_scores(labels, 1 - labels, np.tile([0.05, 0.95], (30, 1)))
     estimate = summarize_runs([{"id_test": wrong}], metric="brier").splits["id_test"]
-    assert estimate.low == estimate.high == estimate.value == pytest.approx(2 * 0.95**2)
+    assert estimate.value == pytest.approx(2 * 0.95**2)
+    assert 1 < estimate.low < estimate.value < estimate.high <= 2
 
 
 def test_relative_robustness_and_transfer(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
@@ -421,6 +437,58 @@ def test_differences_of_ratios_and_of_gaps(rng: np.random.Generator, labels: dic
     assert ratios[2] == pytest.approx(ratios[1] - ratios[0])
     gaps = [part.transfer_gaps["ood/a"].value for part in parts]
     assert gaps[2] == pytest.approx(gaps[1] - gaps[0])
+
+
+def test_every_difference_has_a_p_value_that_agrees_with_its_interval(
+    rng: np.random.Generator, labels: dict[str, IntArray]
+) -> None:
+    baseline, arm = ([_run(rng, labels, id_test=0.9, a=a, b=0.6) for _ in range(3)] for a in (0.6, 0.9))
+    for paired in (True, False):
+        difference = compare(baseline, arm, metric="accuracy", paired_seeds=paired).difference
+        found = difference.named() | difference.transfer_gaps
+        assert set(difference.named()) == {*labels, "ood_macro_mean", "ood_worst", "gap_to_id", "relative_robustness"}
+        for name, estimate in found.items():
+            assert estimate.p_value is not None, name
+            assert (estimate.p_value < 0.05) == (estimate.low > 0 or estimate.high < 0), name
+        assert difference.splits["ood/a"].p_value < 0.05 < difference.splits["id_test"].p_value  # type: ignore[operator]
+    alone = summarize(arm, metric="accuracy").named()
+    assert {name for name, estimate in alone.items() if estimate.p_value is not None} == {"gap_to_id"}
+
+
+def test_the_worst_set_is_that_of_the_mean_over_the_runs(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
+    """On their own, two of the runs would have another."""
+    runs = [_run(rng, labels, id_test=0.9, a=a, b=0.7) for a in (0.2, 0.8, 0.8)]
+    summary = summarize(runs, metric="accuracy")
+    assert (summary.worst_set, summary.ood_worst) == ("ood/a", summary.splits["ood/a"])
+    other = [_run(rng, labels, id_test=0.9, a=0.9, b=0.5) for _ in range(3)]
+    difference = compare(runs, other, metric="accuracy").difference.ood_worst
+    assert difference is not None
+    assert difference.n == 300  # both sets
+    expected = summarize(other, metric="accuracy").splits["ood/b"].value - summary.splits["ood/a"].value
+    assert difference.value == pytest.approx(expected)
+
+
+def test_relative_robustness_is_that_of_the_delta_method(rng: np.random.Generator) -> None:
+    labels = np.zeros(2000, dtype=int)
+    run = {
+        split: (labels, (np.arange(2000) >= right).astype(int)) for split, right in (("id_test", 1800), ("ood/a", 1200))
+    }
+    found = summarize([run], metric="accuracy", num_resamples=20000).relative_robustness
+    assert found is not None
+    error = (0.6 / 0.9) * np.sqrt(0.4 / 0.6 / 2000 + 0.1 / 0.9 / 2000)
+    assert (found.low, found.value, found.high) == pytest.approx(
+        (0.6 / 0.9 - 1.96 * error, 0.6 / 0.9, 0.6 / 0.9 + 1.96 * error), abs=0.002
+    )
+
+
+def test_effect_sizes_are_those_of_the_runs(rng: np.random.Generator, labels: dict[str, IntArray]) -> None:
+    baseline, arm = ([_run(rng, labels, id_test=0.9, a=a, b=0.6) for _ in range(3)] for a in (0.6, 0.9))
+    comparison = compare(baseline, arm, metric="accuracy")
+    assert set(comparison.effects) == {*labels, "ood_macro_mean", "ood_worst"}
+    values = [[classification_metrics(*run["ood/a"])["accuracy"] for run in runs] for runs in (baseline, arm)]
+    size = comparison.effects["ood/a"]
+    assert size.points == pytest.approx(100 * comparison.difference.splits["ood/a"].value)
+    assert size.in_seed_sds == pytest.approx((np.mean(values[1]) - np.mean(values[0])) / np.std(values[0], ddof=1))
 
 
 def test_a_model_that_knows_nothing_keeps_no_share() -> None:

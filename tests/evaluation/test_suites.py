@@ -146,9 +146,7 @@ def test_notes_state_what_is_degenerate() -> None:
         "Every example has the label yes: balanced accuracy is the recall of that class.",
     )
     assert evaluate([0, 1, 2], [1, 1, 1]) == ("Every example is predicted to be so.",)
-    assert evaluate([0, 1, 2], [0, 1, 2]) == (
-        "Every prediction is right: the interval has no width, which is not certainty.",
-    )
+    assert evaluate([0, 1, 2], [0, 1, 2]) == ("Every prediction is right.",)
 
 
 def test_intervals_do_not_depend_on_how_the_sets_are_evaluated(splits: dict[str, Dataset]) -> None:

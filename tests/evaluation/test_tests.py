@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from hf_early_ood.config import EvaluationConfig
 from hf_early_ood.errors import ConfigurationError, DataError
-from hf_early_ood.evaluation.effects import effect_size, pareto
+from hf_early_ood.evaluation.effects import MARGIN, effect_size, pareto
 from hf_early_ood.evaluation.multiplicity import holm
 from hf_early_ood.evaluation.permutation import mcnemar, sign_flip, swap_test
 from hf_early_ood.evaluation.power import power
@@ -120,6 +121,16 @@ def test_pareto(id_difference, ood_difference, verdict):
     found = pareto(id_difference, ood_difference)
     assert (found.id, found.ood, found.improves) == verdict
     assert found.statement.endswith(".")
+
+
+def test_what_does_not_withstand_a_correction_is_open():
+    found = pareto((-0.004, 0.006), (0.01, 0.03), significant=False)
+    assert (found.ood, found.id, found.improves) == ("undecided", "not worse", False)
+    assert found.statement == (
+        "Whether it is better out of distribution is open, and at most 1 point worse in distribution."
+    )
+    assert EvaluationConfig().margin == MARGIN
+    assert "at most 2.5 points worse" in pareto((-0.004, 0.006), (0.01, 0.03), margin=0.025).statement
 
 
 def test_pareto_refuses():

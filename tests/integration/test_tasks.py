@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import concatenate_datasets
+from transformers import TrainingArguments
 
 from hf_early_ood import EarlyOODArguments, EarlyOODTrainer, GradualUnfreezingCallback
+from hf_early_ood.callbacks.setups import warn_about_loss_scale
 from hf_early_ood.layers import find_layer_groups
 from hf_early_ood.probes.fisher import fisher_trace
 from hf_early_ood.probes.reference import fisher_trace_loop
@@ -71,6 +73,16 @@ def test_gradual_unfreezing_times_itself(name: str, tmp_path: Path) -> None:
         columns = task.predict(model, tokenizer, tiny.dataset(name)).columns
         hits = [label == guess for label, guess in zip(columns["label"], columns["prediction"], strict=True)]
         assert metrics["eval_accuracy"] == sum(hits) / len(hits)
+
+
+def test_plain_trainer_is_warned_about_its_loss(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The model leaves ``num_items_in_batch`` alone, which is what the warning is about."""
+    task, tokenizer, model = tiny.task_of(name, max_length=24), tiny.tokenizer(), tiny.model(name)
+    batch = task.collator(tokenizer)(list(task.encode(tiny.dataset(name), tokenizer)))
+    assert torch.equal(model(**batch).loss, model(**batch, num_items_in_batch=1000).loss)
+    arguments = TrainingArguments(str(tmp_path), gradient_accumulation_steps=2, use_cpu=True, report_to="none")
+    warn_about_loss_scale(arguments, model)
+    assert "up to 2 times too large" in caplog.text
 
 
 def _own_loss(trainer: EarlyOODTrainer, rows: object) -> torch.Tensor:

@@ -116,12 +116,13 @@ def test_trainer_takes_the_same_step_however_the_batch_is_cut(
     rows = task.encode(tiny.dataset(name), tokenizer)
     rows = rows.select([number % len(rows) for number in range(8)])
     collator = task.collator(tokenizer)
-    model = tiny.model(name, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model = tiny.model(name, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.2)
     start = {key: value.detach().clone() for key, value in model.named_parameters()}
     whole = collator([rows[number] for number in range(8)])
     outputs = model(**whole)
     loss = LabelSmoother(smoothing)(outputs, whole["labels"]) if smoothing else outputs.loss
     loss.backward()
+    assert max(value.grad.abs().max() for value in model.parameters() if value.grad is not None) > 0.01
     expected = {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
     model.zero_grad()
     arguments = EarlyOODArguments(

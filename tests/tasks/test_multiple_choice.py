@@ -83,7 +83,7 @@ def test_predictions_are_those_of_single_examples() -> None:
 
 def test_cut_examples_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     dataset = rows({}, {"choices": ["a", "b " * 100]}, {"text": "c " * 100})
-    task, tokenizer = MultipleChoice(max_length=40), tiny.tokenizer(vocab_size=500)
+    task, tokenizer = MultipleChoice(max_length=40), tiny.tokenizer()
     task.encode(dataset, tokenizer)
     assert task.check(dataset, tokenizer) == 2
     assert "2 of 3 examples are longer than max_length=40 and were cut" in caplog.text

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, List, Value
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_early_ood.names import MULTIPLE_CHOICE, SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION
@@ -42,26 +42,30 @@ def tagged(tokens: list[list[str]], tags: list[list[str]]) -> Dataset:
     return found.cast_column("tokens", List(Value("string"))).cast_column("tags", List(ClassLabel(names=TAGS)))
 
 
-def tokenizer(kind: str = "wordpiece", vocab_size: int = 300) -> PreTrainedTokenizerFast:
-    """Trained on all files; words fall into several pieces, and wordpiece drops a zero-width space."""
+def tokenizer(kind: str = "wordpiece") -> PreTrainedTokenizerFast:
+    """Of single letters and a few longer pieces, so that most words are several; wordpiece drops a zero-width space."""
+    # Not trained: the tokenizers of two processes would differ.
+    text = " ".join(path.read_text(encoding="utf-8") for path in sorted(DATA.glob("*.jsonl")))
     if kind == "wordpiece":
-        raw = Tokenizer(models.WordPiece(unk_token="<unk>"))
-        raw.normalizer = normalizers.BertNormalizer()
-        raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        normalizer = normalizers.BertNormalizer()
+        letters = sorted(set(normalizer.normalize_str(text)) - {" "})
+        pieces = [
+            *letters,
+            *(f"##{letter}" for letter in letters),
+            *["the", "##ing", "ada", "londo", "##schaft", "дети"],
+        ]
+        raw = Tokenizer(models.WordPiece(_numbered(pieces), unk_token="<unk>"))
+        raw.normalizer, raw.pre_tokenizer = normalizer, pre_tokenizers.BertPreTokenizer()
     elif kind == "bytes":
-        raw = Tokenizer(models.BPE())
-        raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        raw.decoder = decoders.ByteLevel()
+        merges = [("i", "n"), ("Ġ", "a"), ("Ġ", "in"), ("Ð", "°")]
+        pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+        raw = Tokenizer(models.BPE(_numbered(pieces), merges))
+        raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     else:
-        raw = Tokenizer(models.BPE(unk_token="<unk>"))
+        merges = [("▁", "i"), ("▁i", "n"), ("▁", "在"), ("e", "r")]
+        pieces = [*sorted({*text, "▁"} - {" "}), *map("".join, merges)]
+        raw = Tokenizer(models.BPE(_numbered(pieces), merges, unk_token="<unk>"))
         raw.pre_tokenizer = pre_tokenizers.Metaspace()
-    specials = ["<s>", "<pad>", "</s>", "<unk>"]
-    settings: dict[str, Any] = {"vocab_size": vocab_size, "special_tokens": specials, "show_progress": False}
-    if kind == "bytes":
-        settings["initial_alphabet"] = pre_tokenizers.ByteLevel.alphabet()
-    trainer = (trainers.WordPieceTrainer if kind == "wordpiece" else trainers.BpeTrainer)(**settings)
-    texts = [path.read_text(encoding="utf-8") for path in sorted(DATA.glob("*.jsonl"))]
-    raw.train_from_iterator([text.replace('"', " ") for text in texts], trainer)
     raw.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
@@ -73,6 +77,10 @@ def tokenizer(kind: str = "wordpiece", vocab_size: int = 300) -> PreTrainedToken
         eos_token="</s>",
         model_max_length=128,
     )
+
+
+def _numbered(pieces: list[str]) -> dict[str, int]:
+    return {piece: number for number, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", *pieces])}
 
 
 def model(task: str, **overrides: Any) -> PreTrainedModel:
