@@ -239,7 +239,7 @@ def test_fingerprint_tells_an_update_from_all_of_training() -> None:
         ("intervention.intervall", 5, "intervention.intervall: unknown key. Did you mean 'intervention.interval'?"),
         ("interval", 5, "interval: unknown key. Did you mean 'intervention.interval'?"),
         ("learning_rate", 1e-5, "learning_rate: unknown key. Did you mean 'training.learning_rate'?"),
-        ("model.xyz", 1, "model.xyz: unknown key. Known: name, revision, lora."),
+        ("model.xyz", 1, "model.xyz: unknown key. Known: lora, name, revision."),
         ("data.ood.movie.max_example", 5, "unknown key. Did you mean 'data.ood.movie.max_examples'?"),
         ("seed", "1", "seed: has the wrong type. Got: '1'. Allowed: a whole number >= 0 and < 4294967296."),
         ("seed", 1.0, "seed: has the wrong type. Got: 1.0."),
