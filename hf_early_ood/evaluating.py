@@ -104,6 +104,7 @@ def evaluate_checkpoint(
                     content_hash(part),
                     duplicates=exact_duplicates(part),
                     truncated=truncated[split],
+                    findings=checked.findings[split],
                     language=checked.info[split].language,
                 )
                 for split, part in checked.datasets.items()
@@ -128,6 +129,7 @@ class Checked(NamedTuple):
     label_names: tuple[str, ...]
     datasets: dict[str, Dataset]
     info: dict[str, SplitInfo]
+    findings: dict[str, dict[str, int]]
 
 
 def material(suite: RunConfig, label_names: Sequence[str] | None = None) -> Checked:
@@ -149,7 +151,7 @@ def material(suite: RunConfig, label_names: Sequence[str] | None = None) -> Chec
     data = suite.data
     sources = {names.ID_VALIDATION: data.id_validation, names.ID_TEST: data.id_test}
     sources |= {names.ood(name): split for name, split in data.ood.items()}
-    datasets, info = load_test_splits(
+    datasets, info, findings = load_test_splits(
         {split: SplitSpec(**vars(source)) for split, source in sources.items() if source is not None},
         task=task.name,
         columns=data.columns,
@@ -159,7 +161,7 @@ def material(suite: RunConfig, label_names: Sequence[str] | None = None) -> Chec
         leave_out_blank=data.leave_out_blank,
         seed=data.seed,
     )
-    return Checked(task, blueprint, known, datasets, info)
+    return Checked(task, blueprint, known, datasets, info, findings)
 
 
 def _label_names(blueprint: Blueprint, given: Sequence[str] | None) -> tuple[str, ...]:

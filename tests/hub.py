@@ -89,7 +89,7 @@ def _cause(number: int, rng: random.Random) -> Row:
 
 def _review(number: int, rng: random.Random) -> Row:
     """Some without text, as there are on the Hub."""
-    text = "" if number % 20 == 7 else _text(rng)
+    text = "" if number % 12 == 7 else _text(rng)
     return {"rating": STARS[number % 5], "title": _text(rng, 2), "text": text, "user_id": f"u{number // 4}"}
 
 

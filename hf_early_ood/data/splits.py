@@ -193,6 +193,7 @@ def load_splits(
     }
     _check_seen(task, reports, info)
     _tell(reports)
+    _tell_findings({split: report.findings for split, report in reports.items()})
     report = DataReport(
         splits=reports,
         near_duplicate_threshold=DEFAULT_THRESHOLD,
@@ -211,7 +212,7 @@ def load_test_splits(
     vocabulary: Vocabulary,
     leave_out_blank: bool = False,
     seed: int = 0,
-) -> tuple[dict[str, Dataset], dict[str, SplitInfo]]:
+) -> tuple[dict[str, Dataset], dict[str, SplitInfo], dict[str, dict[str, int]]]:
     """Load sets to judge a model that exists already: no training set, so its labels come from the model.
 
     Args:
@@ -223,7 +224,7 @@ def load_test_splits(
         seed: Seed of the sub-sampling.
 
     Returns:
-        Split -> examples, and split -> how they are to be judged.
+        Split -> examples; split -> how they are to be judged; split -> what was noticed, and how often.
 
     Raises:
         DataError: Naming what is wrong with each split.
@@ -246,7 +247,9 @@ def load_test_splits(
         lines = [f"{split} ({specs[split]}): {error}" for split, error in problems.items()]
         raise DataError("\n".join(["The data is not usable.", *lines])) from next(iter(problems.values()))
     info = {split: _info(specs[split], part, vocabulary.names or ()) for split, part in loaded.items()}
-    return {split: part.dataset for split, part in loaded.items()}, info
+    findings = {split: part.findings for split, part in loaded.items()}
+    _tell_findings(findings)
+    return {split: part.dataset for split, part in loaded.items()}, info, findings
 
 
 def _info(spec: SplitSpec, part: Loaded, vocabulary: Sequence[str]) -> SplitInfo:
@@ -293,8 +296,12 @@ def _tell(reports: Mapping[str, SplitReport]) -> None:
     for split, report in reports.items():
         if report.duplicates and split != names.TRAIN:
             logger.warning(f"{split}: {report.duplicates} examples repeat an earlier one exactly; they are kept.")
-        for finding, count in report.findings.items():
-            logger.warning(f"{split}: {count} {finding}.")
         unanswered = report.label_counts.get(WITHOUT_ANSWER, 0)
         if unanswered and reports[names.TRAIN].label_counts.get(WITHOUT_ANSWER) == 0:
             logger.warning(f"{split}: {unanswered} questions have no answer, and training has none of that kind.")
+
+
+def _tell_findings(findings: Mapping[str, Mapping[str, int]]) -> None:
+    for split, counts in findings.items():
+        for finding, count in counts.items():
+            logger.warning(f"{split}: {count} {finding}.")

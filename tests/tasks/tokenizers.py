@@ -1,23 +1,16 @@
-"""Small tokenizers that stand for the kinds there are, made of the tests' own texts."""
+"""Tokenizers as BERT, XLM-R and GPT-2 have them, with their special tokens, for windows over contexts."""
 
 from __future__ import annotations
 
-import json
 from functools import cache
-from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from hf_early_ood.tasks.loading import load_tokenizer
+from tests.tasks.tiny import rows
 
-QUESTIONS = [
-    json.loads(line)
-    for line in Path(__file__)
-    .parent.joinpath("data", "question_answering.jsonl")
-    .read_text(encoding="utf-8")
-    .splitlines()
-]
+QUESTIONS = rows("question_answering")
 _TEXTS = [row[role] for row in QUESTIONS for role in ("question", "context")]
 
 
