@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cost_tables import TABLES, TITLES
+from statistics_tables import statistics
 from study_tables import many_arms
 
 from hf_early_ood.atomic import write_text
@@ -32,6 +33,7 @@ pip install -e ".[bench]"   # on a CPU: CPU builds of torch and torchvision firs
 for name in fisher peers scaling sharpness curvature ddp interventions; do python benchmarks/bench_$name.py; done
 python benchmarks/bench_peers.py --device cuda --examples 64 --name bench_peers_gpu   # with a GPU
 python benchmarks/bench_scaling.py --device cuda --name bench_scaling_gpu             # with a GPU
+python benchmarks/bench_statistics.py
 python benchmarks/make_tables.py
 ```"""
 
@@ -43,6 +45,7 @@ def main() -> int:
     readme, details = ROOT / "README.md", ROOT / "benchmarks" / "README.md"
     text = readme.read_text(encoding="utf-8")
     new = replaced(text, "results", results(read_study(STUDY / STUDY_FILE)))
+    new = replaced(new, "statistics", statistics(record("bench_statistics"), True))
     for block, folder in STUDIES.items():
         new = replaced(new, f"results of {block}", many_arms(read_study(RESULTS / folder / STUDY_FILE), folder))
     for name, table in TABLES.items():
@@ -85,6 +88,8 @@ def all_costs() -> str:
                 table(found, False),
                 f"[Record](results/{path.name}): {environment['cpu']}, Python {environment['python']}, {versions}.",
             ]
+    found = record("bench_statistics")
+    parts += ["## Intervals and tests", statistics(found, False), "[Record](results/bench_statistics.json)."]
     return "\n\n".join(parts) + "\n"
 
 

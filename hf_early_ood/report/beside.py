@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from hf_early_ood.names import (
@@ -102,6 +102,25 @@ def languages(study: StudyRecord) -> list[Table]:
     return [Table(title, ("language", "set", "examples", *arms), rows, note, ("set",))]
 
 
+def run_languages(evaluation: EvaluationRecord, metrics: Sequence[str]) -> list[Table]:
+    """The same for a run, in these metrics."""
+    spoken = {split: item.language for split, item in evaluation.splits.items() if item.language is not None}
+    ood = [split for split in spoken if is_ood(split)]
+    if len({spoken[split] for split in (*ood, ID_TEST) if split in spoken}) < 2:
+        return []
+    rows = []
+    for split in ood:
+        gaps = [evaluation.ood[metric].transfer_gaps.get(split) for metric in metrics if metric in evaluation.ood]
+        rows.append((spoken[split], set_name(split), str(evaluation.splits[split].n), *map(_gap, gaps)))
+    headers = [metric_title(metric) for metric in metrics if metric in evaluation.ood]
+    title = "By language: ID test minus that of the set, points"
+    return [Table(title, ("language", "set", "examples", *headers), rows, left=("set",))]
+
+
+def _gap(value: MetricValue | None) -> str:
+    return NO_VALUE if value is None else with_interval(value.value, value.low, value.high, sign=True)
+
+
 def _in_language(split: str, language: str | None) -> str:
     return set_name(split) if set_name(split) == language else f"{set_name(split)} ({language})"
 
@@ -125,8 +144,10 @@ def study_calibration(study: StudyRecord) -> list[Table]:
     if not rows:
         return []
     headers = [f"{metric_title(metric)}, {'ID' if split == ID_TEST else 'OOD'}" for metric, split in columns]
-    note = f"Means over seeds; OOD: mean of the sets; {_AT_T} Last column: difference of the ECE from {study.baseline}."
-    return [Table("Calibration, times 100: lower is better", ("arm", "T", *headers, "OOD ECE"), rows, note)]
+    note = f"Means over seeds; OOD: mean of the sets; {_AT_T} Last column: difference from {study.baseline}."
+    return [
+        Table("Calibration, times 100: lower is better", ("arm", "T", *headers, "difference, ECE, OOD"), rows, note)
+    ]
 
 
 def run_calibration(evaluation: EvaluationRecord) -> list[Table]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from hf_early_ood.names import (
@@ -23,6 +23,7 @@ from hf_early_ood.report.beside import (
     languages,
     run_calibration,
     run_groups,
+    run_languages,
     study_calibration,
     study_groups,
     tests,
@@ -82,7 +83,9 @@ def run_table(record: RunRecord, *, markdown: bool = False) -> str:
     tables = []
     if record.evaluation is not None:
         evaluation = record.evaluation
-        tables += [_run_scores(evaluation), *run_groups(evaluation), *run_calibration(evaluation)]
+        metrics = _metrics(evaluation)
+        tables += [_run_scores(evaluation, metrics), *run_languages(evaluation, metrics)]
+        tables += [*run_groups(evaluation), *run_calibration(evaluation)]
     if record.intervention is not None:
         tables.append(_run_layers(record.intervention))
     tables.append(_run_costs(record))
@@ -262,10 +265,13 @@ def _runs(study: StudyRecord) -> Table:
     return Table("Runs", ("run", "OOD mean", "OOD worst set", "ID test", "training", "status"), rows, left=("status",))
 
 
-def _run_scores(evaluation: EvaluationRecord) -> Table:
-    found_metrics = dict.fromkeys(name for item in evaluation.splits.values() for name in item.metrics)
-    metrics = [name for name in found_metrics if name not in CALIBRATION and not is_of_groups(name)]
+def _metrics(evaluation: EvaluationRecord) -> list[str]:
+    """Those that are not in a table of their own."""
+    found = dict.fromkeys(name for item in evaluation.splits.values() for name in item.metrics)
+    return [name for name in found if name not in CALIBRATION and not is_of_groups(name)]
 
+
+def _run_scores(evaluation: EvaluationRecord, metrics: Sequence[str]) -> Table:
     def cells(value: Callable[[str], MetricValue | None]) -> list[str]:
         found = [value(metric) for metric in metrics]
         return [NO_VALUE if item is None else with_interval(item.value, item.low, item.high) for item in found]
@@ -278,10 +284,15 @@ def _run_scores(evaluation: EvaluationRecord) -> Table:
             for metric in metrics
         ]
         found_gaps = [ood[metric].gap_to_id if metric in ood else None for metric in metrics]
-        gaps = [NO_VALUE if gap is None else signed(gap.value) for gap in found_gaps]
+        gaps = [
+            NO_VALUE if gap is None else with_interval(gap.value, gap.low, gap.high, sign=True) for gap in found_gaps
+        ]
         rows.append(("OOD mean", "", *cells(lambda metric: ood[metric].macro_mean if metric in ood else None)))
         rows.append(("OOD worst set", "", *worst))
-        rows.append(("ID test - OOD mean", "", *gaps))
+        rows.append((split_label(GAP_TO_ID), "", *gaps))
+        kept = cells(lambda metric: ood[metric].relative_robustness if metric in ood else None)
+        if set(kept) != {NO_VALUE}:
+            rows.append((split_label(RELATIVE_ROBUSTNESS), "", *kept))
     notes = [f"{split_label(split)}: {note}" for split, item in evaluation.splits.items() for note in item.notes]
     return Table(
         "Scores, percent",

@@ -65,7 +65,7 @@ def verdict(study: StudyRecord) -> str:
     names = ", ".join(split.partition("/")[2] for split in sets)
     count = f"{len(sets)} OOD {'set' if len(sets) == 1 else 'sets'}"
     lines = wrapped(
-        f"Study '{study.name}': {len(study.arms)} arms, {_seeds(len(study.seeds))}, {metric_title(study.metric)}, "
+        f"Study '{study.name}': {len(study.arms)} arms, {_seeds(len(study.seeds))}, {_metric(study)}, "
         f"{count}{f' ({names})' if names else ''}. Baseline: {study.baseline}."
     )
     others = [arm for arm in study.arms if arm != study.baseline]
@@ -78,6 +78,12 @@ def verdict(study: StudyRecord) -> str:
     if notes:
         lines += ["", *(line for note in notes for line in wrapped(f"* {note}"))]
     return "\n".join(lines)
+
+
+def _metric(study: StudyRecord) -> str:
+    shown = (item for item in study.comparisons if (item.metric, item.split) == (study.metric, OOD_MACRO_MEAN))
+    lower = any(not item.higher_is_better for item in shown)
+    return f"{metric_title(study.metric)}{' (lower is better)' if lower else ''}"
 
 
 def many_arms(study: StudyRecord) -> bool:

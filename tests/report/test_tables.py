@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
-from hf_early_ood.names import OOD_MACRO_MEAN
+from hf_early_ood.names import GAP_TO_ID, OOD_MACRO_MEAN
 from hf_early_ood.report import judge, run_table, study_markdown, study_report, verdict
 from hf_early_ood.report.layout import Table, duration
 from hf_early_ood.report.tables import first_release
@@ -52,7 +53,7 @@ def test_verdict_better_with_one_seed() -> None:
         "(95% interval +0.8 to +3.8)." in text
     )
     assert "cover the choice of test examples only, not the training seed: one seed was run" in text
-    assert "6 intervals are reported; about 0.3 of them would exclude 0 by chance alone." in text
+    assert "6 intervals are reported; they are corrected for nothing." in text  # recorded before there were p-values
 
 
 def test_verdict_worse() -> None:
@@ -63,7 +64,9 @@ def test_verdict_unclear_with_three_seeds() -> None:
     text = joined(verdict(records.study((1, 2, 3), difference=0.01)))
     assert "gradual: no clear difference from standard out of distribution: +1.0 points" in text
     assert "better" not in text
-    assert "test examples and the training seeds (3). So few seeds make a rough interval." in text
+    assert "test examples and the training seeds (3)." in text
+    assert "rough" not in text
+    assert "training seeds (2). Of two seeds it is rough" in joined(verdict(records.study((1, 2))))
 
 
 def test_verdict_names_what_is_missing() -> None:
@@ -85,7 +88,7 @@ def row(text: str, title: str, start: str) -> str:
 def test_study_tables_have_the_numbers() -> None:
     text = study_report(records.study())
     assert row(text, "accuracy, percent", "standard (baseline)") == (
-        "standard (baseline) 1 75.1 [73.1, 77.1] 70.1 (movie) 90.1 [88.1, 92.1] +15.0"
+        "standard (baseline) 1 75.1 [73.1, 77.1] 70.1 (movie) 90.1 [88.1, 92.1] +15.0 -"
     )
     assert row(text, "Difference from", "OOD mean") == "OOD mean 1500 1 +2.3 [+0.8, +3.8] better"
     assert row(text, "Each set", "OOD nyt") == "OOD nyt 500 80.1 [78.1, 82.1] 82.5 [80.5, 84.5]"
@@ -167,7 +170,7 @@ def test_run_table() -> None:
     assert text.startswith("Run 'gradual', seed 1: complete. bert-base-uncased, 109,000,000 parameters.")
     assert row(text, "Scores", "OOD movie") == "OOD movie 500 70.0 [68.0, 72.0]"
     assert row(text, "Scores", "OOD worst set") == "OOD worst set 70.0 (movie)"
-    assert row(text, "Scores", "ID test - OOD mean") == "ID test - OOD mean +15.0"
+    assert row(text, "Scores", "ID test - OOD mean") == "ID test - OOD mean +15.0 [+13.0, +17.0]"
     assert row(text, "Layers", "1") == "1 40 2,000 block.5"
     assert "First release decided after update 40: signal stable." in text
     assert row(text, "Time", "fisher_trace") == "fisher_trace (8 measurements) 2.5 s 2.0%"
@@ -206,12 +209,84 @@ def test_columns_that_do_not_fit_follow_below() -> None:
     assert blocks[1].splitlines()[1].split() == ["x", "3"]
 
 
-def test_few_differing_examples_decide_nothing() -> None:
-    """5 examples on which the arms differ, all in one direction: the interval excludes 0, a sign test does not."""
-    found = records.comparison(OOD_MACRO_MEAN, 0.0033, 0.003)
-    assert judge(found) == "better"
-    assert judge(dataclasses.replace(found, n_differing=5)) == "no clear difference"
-    assert judge(dataclasses.replace(found, n_differing=50)) == "better"
+def test_what_does_not_withstand_the_correction_is_not_clear() -> None:
+    found = dataclasses.replace(records.comparison(OOD_MACRO_MEAN, 0.02, 0.01), p_value=0.03)
+    assert judge(dataclasses.replace(found, p_adjusted=0.04)) == "better"
+    assert judge(dataclasses.replace(found, p_adjusted=0.06)) == "no clear difference"
+    assert judge(dataclasses.replace(found, p_adjusted=0.06), confidence=0.9) == "better"
+
+
+def test_of_errors_less_is_better() -> None:
+    for difference, word in ((0.02, "worse"), (-0.02, "better")):
+        found = records.comparison(OOD_MACRO_MEAN, difference, 0.01)
+        assert judge(dataclasses.replace(found, higher_is_better=False)) == word
+
+
+def with_p_values(study: StudyRecord, p: float = 0.012, p_adjusted: float = 0.024, **rest: Any) -> StudyRecord:
+    """With p-values, of which those over the OOD sets are adjusted."""
+    adjusted = (OOD_MACRO_MEAN, *records.SETS)
+    comparisons = tuple(
+        dataclasses.replace(item, p_value=p, p_adjusted=p_adjusted if item.split in adjusted else None, **rest)
+        for item in study.comparisons
+    )
+    return dataclasses.replace(study, comparisons=comparisons, margin=0.01)
+
+
+def test_verdict_gives_p_and_what_it_was_corrected_for() -> None:
+    text = joined(verdict(with_p_values(study_of_many())))
+    assert "95% interval, p after Holm's correction: good (+5.0, +3.0 to +7.0, p = 0.024)." in text
+    assert "of the OOD mean over 4 tests (one an arm), of single OOD sets over 0 tests" in text
+    assert "95% interval +0.8 to +3.8, p = 0.012). Worst" in joined(verdict(with_p_values(records.study())))
+
+
+def test_verdict_states_pareto_at_the_margin() -> None:
+    text = joined(verdict(with_p_values(records.study())))
+    assert "Pareto improvement: better out of distribution, and at most 1 point worse in distribution." in text
+    lost = joined(verdict(with_p_values(records.study(), p_adjusted=0.2)))
+    assert "gradual: no clear difference from standard" in lost
+    assert "No Pareto improvement is shown: whether it is better out of distribution is open, and at most" in lost
+    errors = joined(verdict(with_p_values(records.study(), higher_is_better=False)))
+    assert "accuracy (lower is better)" in errors
+    assert "gradual is worse than standard" in errors
+    assert "No Pareto improvement is shown: worse out of distribution, and worse in distribution." in errors
+    assert "Pareto" not in verdict(dataclasses.replace(with_p_values(records.study()), margin=None))
+    of_many = joined(verdict(with_p_values(study_of_many())))
+    assert "Pareto improvement: better out of distribution, and at most 1 point worse in distribution: good." in of_many
+
+
+def test_gaps_get_no_word() -> None:
+    study = records.study()
+    gap = records.comparison(GAP_TO_ID, -0.02, 0.01)
+    text = study_report(dataclasses.replace(study, comparisons=(*study.comparisons, gap)))
+    assert row(text, "Difference from", "ID test - OOD") == "ID test - OOD mean 1500 1 -2.0 [-3.0, -1.0]"
+
+
+def test_sizes_side_by_side() -> None:
+    study = records.study()
+    arms = {
+        arm: tuple(dataclasses.replace(run, size=size) for run in runs for size in (500, None))
+        for arm, runs in study.arms.items()
+    }
+    comparisons = tuple(dataclasses.replace(item, size=size) for item in study.comparisons for size in (500, None))
+    study = dataclasses.replace(study, sizes=(500, None), arms=arms, comparisons=comparisons)
+    text = study_report(study)
+    assert row(text, "OOD mean by training examples", "arm") == "arm 500 all"
+    assert row(text, "OOD mean by training examples", "gradual") == "gradual +2.3 [+0.8, +3.8] +2.3 [+0.8, +3.8]"
+    assert "Study 'sentiment, 500 training examples'" in joined(text)
+    assert study_markdown(study).startswith("**OOD mean by training examples")
+
+
+def test_metrics_have_names_for_readers() -> None:
+    study = records.study()
+    for metric, title in (("f1", "F1"), ("exact_match", "exact match")):
+        renamed = dataclasses.replace(
+            study,
+            metric=metric,
+            comparisons=tuple(dataclasses.replace(item, metric=metric) for item in study.comparisons),
+        )
+        text = study_report(renamed)
+        assert f"1 seed, {title}, 3 OOD sets" in text
+        assert f"\n{title}, percent\n" in text
 
 
 def test_decision_at_the_first_chance_is_told() -> None:
