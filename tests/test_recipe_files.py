@@ -130,7 +130,11 @@ def small(file: Path, tmp_path: Path) -> list[str]:
         "evaluation.save_model": False,
     }
     if shared_run(file).data.train.source.startswith("bundled:"):
-        changes |= {"data.train.max_examples": 128, "data.id_test.max_examples": 40}
+        changes |= {
+            "data.train.max_examples": 128,
+            "data.id_test.max_examples": 40,
+            "data.id_validation.max_examples": 40,
+        }
         changes |= {f"data.ood.{name}.max_examples": 40 for name in shared_run(file).data.ood}
     arms: dict[str, RunConfig] = {"": config} if isinstance(config, RunConfig) else config.one_each()
     fixed = [run.intervention.interval for run in arms.values() if isinstance(run.intervention.interval, int | float)]
@@ -148,6 +152,7 @@ def small(file: Path, tmp_path: Path) -> list[str]:
     return [word for name, value in changes.items() for word in (f"--{name}", str(value))]
 
 
+@pytest.mark.timeout(900)
 @run_each
 def test_small_run(file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("hf_early_ood.sources.load_dataset", hub.load_dataset)
