@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from hf_early_ood.names import ID_TEST, OOD_MACRO_MEAN
-from hf_early_ood.report.layout import Table, points, with_interval
+from hf_early_ood.report.layout import Table, metric_title, points, with_interval
 from hf_early_ood.report.tables import first_release
 from hf_early_ood.report.verdict import by_ood_mean, find_comparison, judge, win_rate_in_words
 from hf_early_ood.results import ArmRun, StudyRecord
@@ -22,14 +22,15 @@ def many_arms(study: StudyRecord, folder: str) -> str:
                 f"{arm} (baseline)" if arm == study.baseline else arm,
                 points(fmean(value for run in runs if (value := ood_mean(run, study.metric)) is not None)),
                 "" if mean is None else with_interval(mean.difference, mean.low, mean.high, sign=True),
-                "" if mean is None else judge(mean),
+                "" if mean is None else judge(mean, study.confidence),
+                "" if mean is None or mean.p_adjusted is None else f"{max(mean.p_adjusted, 0.001):.2g}",
                 points(fmean(value for run in runs if (value := id_test(run, study.metric)) is not None)),
                 ", ".join(dict.fromkeys(str(first_release(run.intervention) or "-") for run in runs)),
             )
         )
-    headers = ("arm", "OOD mean", f"difference [{study.confidence:.0%}]", "", "ID test", "first release")
+    headers = ("arm", "OOD mean", f"difference [{study.confidence:.0%}]", "", "p (Holm)", "ID test", "first release")
     sets = {c.n_examples for c in study.comparisons if c.split == OOD_MACRO_MEAN}
-    title = f"{study.metric}, percent; {len(study.seeds)} seeds, {max(sets):,} OOD examples"
+    title = f"{metric_title(study.metric)}, percent; {len(study.seeds)} seeds, {max(sets):,} OOD examples"
     failed = [f"{arm} seed {run.seed}" for arm, runs in study.arms.items() for run in runs if run.status != "complete"]
     words = [win_rate_in_words(study, rate) for rate in study.win_rates]
     words += [f"Failed: {', '.join(failed)}."] if failed else []
