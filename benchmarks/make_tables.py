@@ -123,7 +123,7 @@ def results(study: StudyRecord) -> str:
         run.intervention.decision.at_first_chance for run in runs if run.intervention and run.intervention.decision
     )
     mean = find_comparison(study, arm, OOD_MACRO_MEAN)
-    old = mean is not None and mean.p_value is None
+    old = "" if mean is None or mean.p_value is not None else " Its intervals are percentiles of a bootstrap."
     size = "" if mean is None else f" ({signed(mean.difference)} points on the mean of the OOD sets)"
     return "\n".join(
         [
@@ -137,7 +137,11 @@ def results(study: StudyRecord) -> str:
             " than the same interval fixed. (Wall times in the record are from a machine with other load.)",
             "",
             f"`{study.command}`, [record](benchmarks/results/{STUDY.name}/{STUDY_FILE})."
-            + (" These intervals are percentiles of a bootstrap, narrower than those of today's reports." if old else ""),
+            + (
+                " These intervals are percentiles of a bootstrap, narrower than those of today's reports."
+                if old
+                else ""
+            ),
         ]
     )
 

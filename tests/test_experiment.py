@@ -13,7 +13,7 @@ from hf_early_ood.errors import ConfigurationError, DataError, EarlyOODError, Re
 from hf_early_ood.evaluation.metrics import METRICS
 from hf_early_ood.evaluation.predictions import read_predictions
 from hf_early_ood.evaluation.suites import evaluate_predictions
-from hf_early_ood.names import OOD_MACRO_MEAN, OOD_WORST
+from hf_early_ood.names import GAP_TO_ID, OOD_MACRO_MEAN, OOD_WORST, RELATIVE_ROBUSTNESS
 from hf_early_ood.results import read_run, read_study
 from hf_early_ood.schedules import UnfreezingSchedule
 from hf_early_ood.training import mean_loss
@@ -25,6 +25,9 @@ from tests.tiny_project import make_project, run_settings, study_settings, write
 def project(tmp_path):
     experiment._load.cache_clear()
     return make_project(tmp_path / "project")
+
+
+BETWEEN_SETS = (GAP_TO_ID, RELATIVE_ROBUSTNESS)
 
 
 def run_config(project, **changes):
@@ -272,9 +275,11 @@ def test_a_study_compares_its_arms_and_makes_only_what_is_missing(project, monke
     assert read_study(folder / names.STUDY_FILE) == record
     assert {arm: len(runs) for arm, runs in record.arms.items()} == {"standard": 2, "gradual": 2}
     compared = {(c.split, c.metric) for c in record.comparisons}
-    splits = {"id_validation", "id_test", "ood/a", "ood/b", OOD_MACRO_MEAN, OOD_WORST}
+    splits = {"id_validation", "id_test", "ood/a", "ood/b", OOD_MACRO_MEAN, OOD_WORST, *BETWEEN_SETS}
     of_probabilities = (names.BRIER, names.ECE, names.BRIER_CALIBRATED, names.ECE_CALIBRATED)
-    assert compared == {(s, m) for s in splits for m in (*METRICS, *of_probabilities)}
+    expected = {(split, metric) for split in splits for metric in (*METRICS, *of_probabilities)}
+    # An error has no share that is kept.
+    assert compared == expected - {(RELATIVE_ROBUSTNESS, metric) for metric in of_probabilities}
     for comparison in record.comparisons:
         assert comparison.covers == "examples and seeds"
         assert comparison.low <= comparison.difference <= comparison.high
