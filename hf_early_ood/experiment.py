@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from accelerate import PartialState
 from datasets import Dataset
 from torch import nn
@@ -49,7 +50,7 @@ from hf_early_ood.results import (
     read_run,
     write_record,
 )
-from hf_early_ood.sharding import gathered
+from hf_early_ood.sharding import gathered, is_distributed
 from hf_early_ood.sources import SplitSpec
 from hf_early_ood.tasks import Task
 from hf_early_ood.tasks.adapters import with_lora
@@ -104,7 +105,9 @@ def _holding(folder: Path) -> Iterator[None]:
     """`holding` by the main process for all processes of a training, which share its outcome."""
     with ExitStack() as stack:
         failure = None
-        if PartialState().is_main_process:
+        PartialState()  # joins the processes
+        # By the rank: with the settings of FSDP and no GPU, accelerate takes every process for the main one.
+        if not is_distributed() or torch.distributed.get_rank() == 0:
             try:
                 stack.enter_context(holding(folder))
             except EarlyOODError as error:

@@ -20,11 +20,11 @@ class DynamicsLog:
     Args:
         path: The file; it is touched by :meth:`replace` first. None keeps the records in memory only (other ranks).
         source: Name of the writer.
-        writers: Names of all that may write in this training.
+        writers: Names of all that may write in this training; None: what others wrote is not this writer's to judge.
         step: Completed updates at which it begins, or goes on.
     """
 
-    def __init__(self, path: Path | None, source: str, writers: Collection[str] = (), step: int = 0) -> None:
+    def __init__(self, path: Path | None, source: str, writers: Collection[str] | None = None, step: int = 0) -> None:
         self.path = path
         self.source = source
         self.writers = writers
@@ -35,7 +35,7 @@ class DynamicsLog:
         """Begin with these records.
 
         The file is written whole, so that lines that came after the checkpoint from which a run resumes are neither
-        kept twice nor lost. Lines of the other writers of this training stay, up to the update at which it goes on;
+        kept twice nor lost. In a training, lines of its other writers stay, up to the update at which it goes on;
         all others are of another training, or of updates that will be made again without their writer.
 
         Raises:
@@ -48,8 +48,7 @@ class DynamicsLog:
                 line
                 for line in there
                 if line.get(_SOURCE, self.source) != self.source
-                and line[_SOURCE] in self.writers
-                and line["step"] <= self.step
+                and (self.writers is None or (line[_SOURCE] in self.writers and line["step"] <= self.step))
             ]
             lines = [*others, *map(self._line, self.records)]
             write_jsonl(self.path, sorted(lines, key=lambda line: line["step"]))
