@@ -43,7 +43,6 @@ from hf_early_ood.callbacks.making import make_staged
 from hf_early_ood.config import load_run
 from hf_early_ood.dynamics import read_dynamics
 from hf_early_ood.experiment import load, prepare
-from hf_early_ood.tasks.sequence_classification import data_collator
 from hf_early_ood.training import make_arguments
 
 ROOT = Path(__file__).parents[1]
@@ -160,7 +159,7 @@ def one_run(
         return found
 
     material = prepare(config)
-    train = material.tokenized[names.TRAIN]
+    train = material.encoded[names.TRAIN]
     given = train if labels == REAL else with_permuted_labels(train, seed)
     probe = EarlyDynamicsCallback(
         [names.FISHER_TRACE], every=every, probe_size=examples, probe_batch_size=min(32, examples),
@@ -171,7 +170,7 @@ def one_run(
         model=material.model,
         args=make_arguments(config),
         train_dataset=given,
-        data_collator=data_collator(material.tokenizer),
+        data_collator=material.task.collator(material.tokenizer),
         processing_class=material.tokenizer,
         callbacks=[probe, *([] if unfreezing is None else [unfreezing])],
     )
@@ -179,7 +178,7 @@ def one_run(
     begin = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - begin
-    scores = trainer.evaluate(material.tokenized[names.ID_TEST])
+    scores = trainer.evaluate(material.task.encode(material.splits[names.ID_TEST], material.tokenizer))
     series = read_dynamics(folder / names.DYNAMICS_FILE)
     traces = series.of(names.FISHER_TRACE)
     record = {

@@ -26,6 +26,7 @@ from hf_early_ood.config import RunConfig, StudyConfig
 from hf_early_ood.config.study import shard_of
 from hf_early_ood.errors import BusyError, ConfigurationError
 from hf_early_ood.experiment import check, claim, load, run
+from hf_early_ood.folders import remove_unfinished
 from hf_early_ood.report.layout import duration
 from hf_early_ood.results import (
     ArmRun,
@@ -72,7 +73,10 @@ def run_study(
     _check(config, runs, mine)
     PartialState().wait_for_everyone()  # nobody writes before all have looked
     if PartialState().is_main_process:
-        write_text(Path(config.output_dir) / names.CONFIG_FILE, config.to_yaml())
+        folder = Path(config.output_dir)
+        with holding(folder, wait=True):
+            remove_unfinished(folder)
+            write_text(folder / names.CONFIG_FILE, config.to_yaml())
     waited = _Work(config, runs, mine, command, retries).make(wait)
     record = summarize(config, runs, command=command, unless_done=waited)
     return typing.cast(StudyRecord, record)  # this one waits for its turn
@@ -235,6 +239,9 @@ def summarize(
     if PartialState().is_main_process:
         folder = Path(config.output_dir)
         with suppress(BusyError), holding(folder, wait=comparing):
+            remove_unfinished(
+                folder
+            )  # of processes that were killed: all that is written here is written by who holds it
             record = _collect(config, runs, command)
             file = folder / names.STUDY_FILE
             before = read_study(file) if unless_done and file.is_file() else None
