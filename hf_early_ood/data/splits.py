@@ -155,9 +155,7 @@ def load_splits(
             )
         except DataError as error:
             problems[split] = error
-    if problems:
-        lines = [f"{split} ({specs[split]}): {error}" for split, error in problems.items()]
-        raise DataError("\n".join(["The data is not usable.", *lines])) from next(iter(problems.values()))
+    _refuse_problems(problems, specs)
     vocabulary = loaded[names.TRAIN].label_names
     if len(vocabulary) < 2 and task != QUESTION_ANSWERING:
         raise DataError("The training set has fewer than two labels.", got=", ".join(vocabulary), allowed="2 or more")
@@ -243,13 +241,18 @@ def load_test_splits(
             )
         except DataError as error:
             problems[split] = error
-    if problems:
-        lines = [f"{split} ({specs[split]}): {error}" for split, error in problems.items()]
-        raise DataError("\n".join(["The data is not usable.", *lines])) from next(iter(problems.values()))
+    _refuse_problems(problems, specs)
     info = {split: _info(specs[split], part, vocabulary.names or ()) for split, part in loaded.items()}
     findings = {split: part.findings for split, part in loaded.items()}
     _tell_findings(findings)
     return {split: part.dataset for split, part in loaded.items()}, info, findings
+
+
+def _refuse_problems(problems: Mapping[str, DataError], specs: Mapping[str, SplitSpec]) -> None:
+    """Raise what is wrong with all splits as one error, if anything is."""
+    if problems:
+        lines = [f"{split} ({specs[split]}): {error}" for split, error in problems.items()]
+        raise DataError("\n".join(["The data is not usable.", *lines])) from next(iter(problems.values()))
 
 
 def _info(spec: SplitSpec, part: Loaded, vocabulary: Sequence[str]) -> SplitInfo:

@@ -57,16 +57,13 @@ def predict_splits(
     """
     predictions = {}
     for split, dataset in datasets.items():
-        coarse = info[split].coarse
-        if coarse is not None:
-            # The labels of the split are none of the model's: they are put in their place afterwards.
-            placeholder = dataset.remove_columns(LABEL).add_column(LABEL, [0] * len(dataset))
-            found = task.predict(model, tokenizer, placeholder, batch_size=batch_size, language=info[split].language)
-            predictions[split] = _coarsened(found, coarse, info[split].label_names, dataset[LABEL][:])
-        else:
-            predictions[split] = task.predict(
-                model, tokenizer, dataset, batch_size=batch_size, language=info[split].language
-            )
+        own = info[split]
+        # Labels that are none of the model's are put in their place afterwards.
+        asked = dataset if own.coarse is None else dataset.remove_columns(LABEL).add_column(LABEL, [0] * len(dataset))
+        found = task.predict(model, tokenizer, asked, batch_size=batch_size, language=own.language)
+        if own.coarse is not None:
+            found = _coarsened(found, own.coarse, own.label_names, dataset[LABEL][:])
+        predictions[split] = found
     return predictions
 
 
