@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArgum
 
 from hf_early_ood import names
 from hf_early_ood.atomic import write_json
-from hf_early_ood.callbacks.intervening import InterveningCallback, UpdateRulesCallback
+from hf_early_ood.callbacks.intervening import (
+    InterveningCallback,
+    UpdateRulesCallback,
+    adapted,
+    extra_loss,
+    loss_replaced,
+)
 from hf_early_ood.callbacks.live import LiveLog
 from hf_early_ood.callbacks.making import check_together, make_callbacks
 from hf_early_ood.callbacks.recording import RecordingCallback
@@ -28,6 +35,7 @@ from hf_early_ood.config.presets import preset_names
 from hf_early_ood.errors import ConfigurationError, did_you_mean
 from hf_early_ood.evaluation.logits import metrics_of, reader_for
 from hf_early_ood.evaluation.suites import evaluate_predictions
+from hf_early_ood.freezing import thaw
 from hf_early_ood.hub.from_trainer import Evaluations, write_trainer_card
 from hf_early_ood.hyperparameters import hyperparameters
 from hf_early_ood.interventions.update_rules import split_by_layer_group
@@ -173,9 +181,10 @@ class EarlyOODTrainer(Trainer):
     What it adds to ``transformers.Trainer``:
 
     * The callbacks that :class:`EarlyOODArguments` ask for, and a live view of them in every tracker (`watch`).
-    * What learning rates, generations and the Fisher penalty need beyond events: the optimizer's parameter groups are
-      split by layer group, update rules (learning rate, sign) hold around the optimizer's step, the loss has an extra
-      term in training, and the scheduler can restart. Without such a callback nothing of it happens.
+    * What learning rates, generations, the Fisher penalty and pretexts need beyond events: the optimizer's parameter
+      groups are split by layer group, update rules (learning rate, sign) hold around its step, the loss has an extra
+      term in training or is another one, batches are changed, and the scheduler can restart. Without such a callback
+      nothing of it happens.
     * For sequence classification and question answering, the loss is the sum over examples divided by the number of
       examples of the whole update, over accumulation steps and processes: the same global batch gives the same
       gradient however it is cut. (``Trainer`` of transformers 5.23 does not know the number.)
@@ -262,6 +271,11 @@ class EarlyOODTrainer(Trainer):
             elif isinstance(callback, UpdateRulesCallback):
                 callback.put_back()
 
+    def _thaw(self) -> None:
+        """Give the user's flags back after an attempt that had no end."""
+        if self.model is not None:
+            (thaw if self.unfreezing is None else self.unfreezing.release_leftovers)(self.model)
+
     @property
     def _rewraps(self) -> bool:
         return isinstance(self.args, EarlyOODArguments) and self.args.ddp_rewrap
@@ -274,8 +288,7 @@ class EarlyOODTrainer(Trainer):
         self._equip_callbacks()  # a checkpoint may have brought new objects
         if self.model is not None:
             reshard(self.model)  # copies that an evaluation has left are not what is trained
-        if self.unfreezing is not None and self.model is not None:
-            self.unfreezing.release_leftovers(self.model)
+        self._thaw()
         optimizer = super().create_optimizer(*args, **kwargs)
         if self.model is not None and any(callback.splits_optimizer for callback in self._intervening):
             self._split(optimizer, find_layer_groups(self.model))
@@ -312,8 +325,9 @@ class EarlyOODTrainer(Trainer):
         examples. In an update it counts as the mean over all pieces, whatever their sizes.
         """
         # Before the loss, which takes the labels out of the inputs, and in an own pass beside the wrapper's.
-        extra = self._extra_loss(inputs) if model.training else None
-        outcome = super().compute_loss(model, self._with_labels(inputs), return_outputs, num_items_in_batch)
+        extra = extra_loss(self._intervening, self.model, inputs) if model.training else None
+        with loss_replaced(self, self._intervening if model.training else ()):
+            outcome = super().compute_loss(model, self._with_labels(inputs), return_outputs, num_items_in_batch)
         if extra is None:
             return outcome
         # training_step divides by the number of pieces, unless the loss is one of the whole update by now.
@@ -325,18 +339,17 @@ class EarlyOODTrainer(Trainer):
             extra = extra / self.current_gradient_accumulation_steps
         return (outcome[0] + extra, outcome[1]) if return_outputs else outcome + extra
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """The batches of an update, as the interventions change them, and what their loss is a mean over."""
+        adapt = partial(adapted, self._intervening, self.state.global_step)
+        return super().get_batch_samples(map(adapt, epoch_iterator), num_batches, device)
+
     def _get_num_items_in_batch(self, batch_samples: list, device: Any) -> Any:
         """Count what the loss is a mean over: the Trainer knows it by the name of labels only."""
         return super()._get_num_items_in_batch([self._with_labels(batch) for batch in batch_samples], device)
 
     def _with_labels(self, batch: Any) -> Any:
         return with_labels(batch) if isinstance(self.compute_loss_func, QuestionAnsweringLoss) else batch
-
-    def _extra_loss(self, inputs: Any) -> Any:
-        model: Any = self.model
-        extras = [callback.extra_loss(model, inputs) for callback in self._intervening]
-        given = [extra for extra in extras if extra is not None]
-        return sum(given) if given else None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; the user's flags come back also if it is interrupted.
@@ -355,8 +368,8 @@ class EarlyOODTrainer(Trainer):
         finally:
             self._beginning = None
             self._let_callbacks_go()
+            self._thaw()
             if self.unfreezing is not None and self.model is not None:
-                self.unfreezing.release_leftovers(self.model)
                 self.unfreezing.rewrap_through(None)  # the next Trainer may be another
                 if self._rewraps and ddp_of(self.model_wrapped) is not None:
                     self.model_wrapped = self.model  # the wrapper knows the last stage only
@@ -394,6 +407,7 @@ class EarlyOODTrainer(Trainer):
         model: Any = self.model
         for callback in self._intervening:
             callback.check_checkpoint(self.state)
+            callback.load_from(checkpoint)
         if checkpoint is not None:
             check_resumable(checkpoint)
         if self.unfreezing is None or checkpoint is None or not sharded_modules(model):
@@ -405,6 +419,8 @@ class EarlyOODTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         """Save the random numbers of all ranks before ``trainer_state.json``, which marks a checkpoint as whole."""
         super()._save_rng_state(output_dir)
+        for callback in self._intervening if self.args.should_save else ():
+            callback.save_to(Path(output_dir))
         self.accelerator.wait_for_everyone()
 
     def evaluate(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import reduce
 from operator import and_
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_early_ood.callbacks.reporting import ReportingCallback
 from hf_early_ood.callbacks.staged import StagedCallback
@@ -80,6 +81,49 @@ class InterveningCallback(ReportingCallback):
     def extra_loss(self, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
         """What is added to the loss of a batch, as a mean over its examples; None: nothing in this update."""
         return None
+
+    def adapt_batch(self, batch: Mapping[str, Any], step: int) -> Mapping[str, Any]:
+        """What is trained on in place of a batch of the update that follows ``step`` completed ones.
+
+        What its loss is a mean over is counted afterwards.
+        """
+        return batch
+
+    def loss_func(self, step: int) -> Callable[..., Tensor] | None:
+        """The loss of the update that follows ``step`` completed ones, as ``compute_loss_func``; None: the task's."""
+        return None
+
+    def save_to(self, checkpoint: Path) -> None:
+        """Write what of a checkpoint is no JSON; only the process that writes checkpoints is asked."""
+
+    def load_from(self, checkpoint: str | None) -> None:
+        """Learn which checkpoint is being resumed, before on_train_begin."""
+
+
+def adapted(callbacks: Iterable[InterveningCallback], step: int, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A batch as all callbacks change it, one after the other; see `InterveningCallback.adapt_batch`."""
+    for callback in callbacks:
+        batch = callback.adapt_batch(batch, step)
+    return batch
+
+
+def extra_loss(callbacks: Iterable[InterveningCallback], model: Any, inputs: Mapping[str, Any]) -> Any:
+    """What all callbacks add to the loss of a batch; None: nothing."""
+    extras = [callback.extra_loss(model, inputs) for callback in callbacks]
+    given = [extra for extra in extras if extra is not None]
+    return sum(given) if given else None
+
+
+@contextmanager
+def loss_replaced(trainer: Trainer, callbacks: Iterable[InterveningCallback]) -> Iterator[None]:
+    """Let a Trainer take the loss of the first callback that has one, inside the block."""
+    usual = trainer.compute_loss_func
+    own = [callback.loss_func(trainer.state.global_step) for callback in callbacks]
+    try:
+        trainer.compute_loss_func = next((loss for loss in own if loss is not None), usual)
+        yield
+    finally:
+        trainer.compute_loss_func = usual
 
 
 class UpdateRulesCallback(TrainerCallback):

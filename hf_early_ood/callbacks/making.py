@@ -13,18 +13,21 @@ from hf_early_ood.callbacks.first_stage import FirstStageCallback
 from hf_early_ood.callbacks.fisher_penalty import FisherPenaltyCallback
 from hf_early_ood.callbacks.generations import GenerationsCallback
 from hf_early_ood.callbacks.learning_rates import LearningRatesCallback
+from hf_early_ood.callbacks.pretext import PretextCallback
 from hf_early_ood.callbacks.refreezing import AutoFreezeCallback, LISACallback
 from hf_early_ood.callbacks.staged import StagedCallback
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.config.checks import SCHEDULE_KEYS
 from hf_early_ood.config.interventions import AutoFreezeConfig, InterventionConfig, LISAConfig
 from hf_early_ood.errors import ConfigurationError, named
+from hf_early_ood.interventions.pretext import MASKED_LM
 
 _GRADUAL = (*SCHEDULE_KEYS, "schedule", "signal", "vote", "signal_settings")
 _SECTIONS: dict[str, Callable[..., TrainerCallback]] = {
     "learning_rates": LearningRatesCallback,
     "generations": GenerationsCallback,
     "fisher_penalty": FisherPenaltyCallback,
+    "pretext": PretextCallback,
 }
 
 
@@ -79,8 +82,17 @@ def check_together(callbacks: Sequence[TrainerCallback]) -> None:
     """Refuse callbacks that undo each other; what a configuration holds was checked when it was read.
 
     Raises:
-        ConfigurationError: The Fisher penalty with layers that ascend.
+        ConfigurationError: The Fisher penalty with layers that ascend; masked language modeling with what needs the
+            head of the task.
     """
+    masks = any(isinstance(one, PretextCallback) and one.settings["kind"] == MASKED_LM for one in callbacks)
+    others = [one for one in callbacks if isinstance(one, StagedCallback | FisherPenaltyCallback | GenerationsCallback)]
+    if masks and others:
+        raise ConfigurationError(
+            "Masked language modeling leaves out the loss and the head of the task, and freezes the latter.",
+            got=f"PretextCallback('masked_lm') and {type(others[0]).__name__}",
+            fix="Leave one of them out, or take random_labels or shuffled_tokens.",
+        )
     ascends = any(isinstance(one, GenerationsCallback) and one.settings["ascent"] is not None for one in callbacks)
     if ascends and any(isinstance(one, FisherPenaltyCallback) for one in callbacks):
         raise ConfigurationError(

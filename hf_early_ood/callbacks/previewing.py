@@ -11,11 +11,13 @@ from hf_early_ood.callbacks.first_stage import check_first_stage
 from hf_early_ood.callbacks.generations import forgotten
 from hf_early_ood.callbacks.learning_rates import check_decides
 from hf_early_ood.callbacks.making import make_callbacks, make_staged
+from hf_early_ood.callbacks.pretext import check_pretext
 from hf_early_ood.config.interventions import (
     FisherPenaltyConfig,
     GenerationsConfig,
     InterventionConfig,
     LearningRatesConfig,
+    PretextConfig,
     WeightInterpolationConfig,
 )
 from hf_early_ood.interventions.forgetting import initial_values
@@ -48,6 +50,8 @@ def beside(settings: InterventionConfig, model: nn.Module, updates: int | None) 
         lines += _generations(settings.generations, model, groups, updates)
     if settings.fisher_penalty is not None:
         lines.append(_fisher_penalty(settings.fisher_penalty))
+    if settings.pretext is not None:
+        lines.append(_pretext(settings.pretext, model, updates))
     if settings.weight_interpolation is not None:
         if settings.weight_interpolation.head == FIRST_STAGE:
             check_first_stage(schedule)
@@ -96,6 +100,12 @@ def _fisher_penalty(own: FisherPenaltyConfig) -> str:
     until = "" if own.until is None else f", for the first {in_words(own.until)}"
     every = "every update" if own.every == 1 else f"one of {own.every} updates"
     return f"The loss of {every} has {own.alpha:g} times the Fisher penalty of the batch added{until}."
+
+
+def _pretext(own: PretextConfig, model: nn.Module, updates: int | None) -> str:
+    check_pretext(model, own.kind)  # raises
+    length = own.updates if updates is None else checked_length("updates", own.updates, updates)
+    return f"The first {in_words(length)} train on {own.kind}, not on the task; they are part of the run."
 
 
 def _weight_interpolation(own: WeightInterpolationConfig) -> str:

@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_early_ood.config.parsing import Problems, usable
-from hf_early_ood.names import SEQUENCE_CLASSIFICATION
+from hf_early_ood.names import QUESTION_ANSWERING, SEQUENCE_CLASSIFICATION
 from hf_early_ood.schedules import AUTO, RELEASES
 
 if TYPE_CHECKING:
-    from hf_early_ood.config.interventions import InterventionConfig, ProbeConfig, WeightInterpolationConfig
+    from hf_early_ood.config.interventions import (
+        InterventionConfig,
+        PretextConfig,
+        ProbeConfig,
+        WeightInterpolationConfig,
+    )
     from hf_early_ood.config.schema import RunConfig
 
 # The keys that a schedule file replaces.
@@ -75,6 +80,25 @@ def check_run(config: RunConfig, problems: Problems) -> None:
         max_steps = steps if isinstance(steps, int) and steps > 0 else None
     if usable(config.intervention):
         check_intervention(config.intervention, max_steps, problems)
+        if usable(config.intervention.pretext, config.task) and config.intervention.pretext is not None:
+            _check_pretext_of_run(config.intervention.pretext, config.task, max_steps, problems)
+
+
+def _check_pretext_of_run(pretext: PretextConfig, task: str, max_steps: int | None, problems: Problems) -> None:
+    if pretext.kind == "shuffled_tokens" and task == QUESTION_ANSWERING:
+        problems.add(
+            "intervention.pretext.kind",
+            "would tear the answers apart",
+            got="shuffled_tokens",
+            allowed=f"random_labels or masked_lm for task {QUESTION_ANSWERING}",
+        )
+    if max_steps and isinstance(pretext.updates, int) and pretext.updates >= max_steps:
+        problems.add(
+            "intervention.pretext.updates",
+            f"the task would never be trained in training.max_steps={max_steps} updates, of which these are part",
+            got=pretext.updates,
+            allowed=f"less than {max_steps}",
+        )
 
 
 def check_depth_task(task: str, problems: Problems) -> None:
@@ -198,6 +222,8 @@ def _check_combination(settings: InterventionConfig, problems: Problems) -> None
                 got="first_stage",
                 allowed="final, or method: gradual_unfreezing with start: 0",
             )
+    if usable(settings.pretext) and settings.pretext is not None:
+        _check_pretext(settings, problems)
     rates = settings.learning_rates
     may_decide = settings.interval == "auto" or settings.schedule is not None or not usable(settings.interval)
     decides = settings.method == "gradual_unfreezing" and may_decide
@@ -208,6 +234,29 @@ def _check_combination(settings: InterventionConfig, problems: Problems) -> None
             got="auto",
             allowed="a number of updates, a fraction of training, or method: gradual_unfreezing with interval: auto",
         )
+
+
+def _check_pretext(settings: InterventionConfig, problems: Problems) -> None:
+    pretext = settings.pretext
+    if pretext is None:
+        return
+    _check_count_or_fraction(pretext.updates, "intervention.pretext.updates", problems, whole=False, words=())
+    if pretext.kind != "masked_lm":
+        return
+    if usable(settings.method) and settings.method != "standard":
+        problems.add(
+            "intervention.pretext.kind",
+            f"masked_lm trains all layers but the head, and method {settings.method} says otherwise",
+            got="masked_lm",
+            allowed="method: standard, or kind: random_labels or shuffled_tokens",
+        )
+    for section in ("generations", "fisher_penalty"):
+        if usable(getattr(settings, section)) and getattr(settings, section) is not None:
+            problems.add(
+                f"intervention.{section}",
+                "needs the loss and the head of the task, which masked_lm leaves out",
+                allowed="null, or pretext.kind: random_labels or shuffled_tokens",
+            )
 
 
 def _check_interpolation(settings: WeightInterpolationConfig, problems: Problems) -> None:

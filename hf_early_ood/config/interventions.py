@@ -119,6 +119,19 @@ class FisherPenaltyConfig:
 
 
 @dataclass(frozen=True)
+class PretextConfig:
+    """What the first updates are trained on in place of the task."""
+
+    kind: Literal["random_labels", "shuffled_tokens", "masked_lm"] = option(
+        "Labels that have nothing to do with the text, tokens in another order, or masked language modeling."
+    )
+    updates: int | float = option("Updates of it, which are part of the run.", 0.1, allowed=_UPDATES)
+    seed: int = option("Of everything random about it.", 0, at_least=0, below=LARGEST_SEED)
+    mask_probability: float = option("Of a token to be masked, for masked_lm.", 0.15, above=0, below=1)
+    optimizer_state: Literal["reset", "keep"] = option("Moments when the task begins.", "reset")
+
+
+@dataclass(frozen=True)
 class WeightInterpolationConfig:
     """WiSE-FT: between the weights before and after fine-tuning, once training is over."""
 
@@ -191,4 +204,5 @@ class InterventionConfig:
     )
     generations: GenerationsConfig | None = option("SEAL and later-layer forgetting; null: off, {}: on.", None)
     fisher_penalty: FisherPenaltyConfig | None = option("Penalty on the Fisher trace; null: off.", None)
+    pretext: PretextConfig | None = option("The first updates learn something else than the task; null: off.", None)
     weight_interpolation: WeightInterpolationConfig | None = option("WiSE-FT, after training; null: off, {}: on.", None)

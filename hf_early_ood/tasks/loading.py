@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,20 +116,28 @@ def load_model(
         model_arguments["label2id"] = {name: index for index, name in enumerate(label_names)}
     tokenizer = load_tokenizer(model_name, revision=revision)
     set_seed(seed)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its load report lists the new head as a problem; what is one is raised below
     try:
-        model, loaded = auto_class.from_pretrained(
-            resolve_model(model_name), revision=revision, dtype=dtype, output_loading_info=True, **model_arguments
-        )
+        with quietly():
+            model, loaded = auto_class.from_pretrained(
+                resolve_model(model_name), revision=revision, dtype=dtype, output_loading_info=True, **model_arguments
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise not_loaded("model", model_name, error) from error
-    finally:
-        logging.set_verbosity(verbosity)
     _check_new_weights(model, model_name, loaded["missing_keys"])
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Load a model inside the block without the report of transformers, which lists a new head as a problem."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def load_tokenizer(model_name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
