@@ -218,9 +218,9 @@ def with_shuffled_tokens(
         >>> with_shuffled_tokens(batch, Vocabulary((1,), (1,), None, 9), seed=0)["input_ids"]
         tensor([[1, 6, 5, 7, 1]])
     """
+    ids, seen = (part.flatten(0, -2) for part in _tokens(batch, pad))
     given: Tensor = batch[_IDS]
     length = given.shape[-1]
-    ids, seen = (part.view(-1, length) for part in _tokens(batch, pad))
     kinds = batch.get("token_type_ids")
     types = [None] * len(ids) if kinds is None else kinds.cpu().view(-1, length)
     order = torch.arange(length).repeat(len(ids), 1)
@@ -268,8 +268,8 @@ def with_masked_tokens(
     """
     if vocabulary.mask is None:
         raise no_mask()
+    ids, seen = (part.flatten(0, -2) for part in _tokens(batch, pad))
     given: Tensor = batch[_IDS]
-    ids, seen = (part.view(-1, given.shape[-1]) for part in _tokens(batch, pad))
     allowed = seen & ~torch.isin(ids, torch.tensor(vocabulary.special))
     masked, labels = ids.clone(), torch.full_like(ids, IGNORED)
     generators = _generators(ids, seen, seed, step)
