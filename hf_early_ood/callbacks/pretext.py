@@ -76,7 +76,7 @@ class PretextCallback(InterveningCallback):
     language head of the architecture (`LanguageHead`): weights from the checkpoint the model was made from, else new;
     the log and the event say which. Its loss is the mean over the masked tokens of the whole update, over accumulation
     and processes. Its own parameters have an optimizer of their own, of the class and the settings of the Trainer's, at
-    the largest learning rate of that, no weight decay on vectors, and their gradient is clipped by itself at
+    the largest learning rate that trains now, no weight decay on vectors, and their gradient is clipped by itself at
     ``max_grad_norm``. At the switch it is thrown away; no saved model has it. Until then a checkpoint holds it in
     ``pretext.pt``. What measures meanwhile measures the task's loss, with a head that has not learned it.
 
@@ -204,7 +204,8 @@ class PretextCallback(InterveningCallback):
                 parameter.grad = reduce(parameter.grad, "mean")  # as DistributedDataParallel does for the others
         if args.max_grad_norm > 0:
             nn.utils.clip_grad_norm_(own, args.max_grad_norm)
-        rate = max(float(group["lr"]) for group in kwargs["optimizer"].param_groups)
+        groups = [group for group in kwargs["optimizer"].param_groups if any(p.requires_grad for p in group["params"])]
+        rate = max(float(group["lr"]) for group in groups)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()

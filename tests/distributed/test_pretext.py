@@ -1,0 +1,35 @@
+"""Pretexts with two gloo processes under torchrun, compared with the same global batch on this one."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+import torch
+
+from tests.distributed import pretext_worker
+from tests.distributed.test_two_processes import ENVIRONMENT, LAUNCHER, ROOT, assert_close, weights
+from tests.training import differences
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    done = subprocess.run(
+        [*LAUNCHER, "--module", "tests.distributed.pretext_worker", str(folder)],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", pretext_worker.SCENARIOS)
+def test_ranks_agree_and_equal_one_process_with_the_same_batch(two, name, tmp_path):
+    first, second = (rank[name] for rank in two)
+    assert not [key for key in differences(first["outcome"], second["outcome"]) if key != "rng"]
+    one = pretext_worker.train(tmp_path, name)
+    assert_close(weights(first["outcome"]), weights(one["outcome"]))
+    assert first["losses"] == second["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    assert first["records"] == second["records"] == one["records"]
+    whole = two[0][pretext_worker.SCENARIOS[name][0]]
+    assert not differences(first["outcome"], whole["outcome"])
