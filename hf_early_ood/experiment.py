@@ -186,7 +186,7 @@ def check(config: RunConfig) -> str:
         )
     num_examples = len(material.encoded[names.TRAIN])
     updates = count_updates(arguments, num_examples)
-    others = beside(config.intervention, material.model, updates)  # raises
+    others = beside(config.intervention, material.model, updates, material.tokenizer)  # raises
     if callback is None:
         return "\n".join([*lines, f"{updates} updates of all layers", *others])
     probe = config.intervention.probe

@@ -41,14 +41,14 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 def save_model(folder: Path) -> None:
     specials = ["<s>", "<pad>", "</s>", "<unk>"]
     vocabulary = {word: i for i, word in enumerate([*specials, *(w for words in WORDS.values() for w in words)])}
+    vocabulary["<mask>"] = len(vocabulary)
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    )
+    special = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="<mask>", **special)
     fast.model_max_length = 40
     fast.save_pretrained(folder)
     families.build("bert", task="encoder").save_pretrained(folder)

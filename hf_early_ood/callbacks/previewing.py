@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from hf_early_ood import names
 from hf_early_ood.callbacks.first_stage import check_first_stage
@@ -22,20 +23,28 @@ from hf_early_ood.config.interventions import (
 )
 from hf_early_ood.interventions.forgetting import initial_values
 from hf_early_ood.interventions.generations import Generations, split_at
+from hf_early_ood.interventions.language_head import LanguageHead
 from hf_early_ood.interventions.learning_rates import LENGTHS, checked_length, constant_factors
+from hf_early_ood.interventions.pretext import MASKED_LM, no_mask
 from hf_early_ood.interventions.weight_interpolation import FIRST_STAGE
 from hf_early_ood.layers import LayerGroups, find_layer_groups
 from hf_early_ood.schedules import Schedule
 from hf_early_ood.schedules.base import in_words
 
 
-def beside(settings: InterventionConfig, model: nn.Module, updates: int | None) -> list[str]:
+def beside(
+    settings: InterventionConfig,
+    model: nn.Module,
+    updates: int | None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> list[str]:
     """What an intervention does to a model beside releasing and freezing layers, in lines.
 
     Args:
         settings: Of the intervention.
         model: The model, before training; on the meta device, initializers are not tried.
         updates: Length of training; None: not known, and nothing is compared with it.
+        tokenizer: Of the model; None: what depends on it is not looked at.
 
     Raises:
         EarlyOODError: What the callbacks of the intervention would refuse at the start of this training.
@@ -51,7 +60,7 @@ def beside(settings: InterventionConfig, model: nn.Module, updates: int | None) 
     if settings.fisher_penalty is not None:
         lines.append(_fisher_penalty(settings.fisher_penalty))
     if settings.pretext is not None:
-        lines.append(_pretext(settings.pretext, model, updates))
+        lines.append(_pretext(settings.pretext, model, updates, tokenizer))
     if settings.weight_interpolation is not None:
         if settings.weight_interpolation.head == FIRST_STAGE:
             check_first_stage(schedule)
@@ -102,10 +111,18 @@ def _fisher_penalty(own: FisherPenaltyConfig) -> str:
     return f"The loss of {every} has {own.alpha:g} times the Fisher penalty of the batch added{until}."
 
 
-def _pretext(own: PretextConfig, model: nn.Module, updates: int | None) -> str:
+def _pretext(
+    own: PretextConfig, model: nn.Module, updates: int | None, tokenizer: PreTrainedTokenizerBase | None
+) -> str:
     check_pretext(model, own.kind)  # raises
     length = own.updates if updates is None else checked_length("updates", own.updates, updates)
-    return f"The first {in_words(length)} train on {own.kind}, not on the task; they are part of the run."
+    head = ""
+    if own.kind == MASKED_LM:
+        if tokenizer is not None and tokenizer.mask_token_id is None:
+            raise no_mask()
+        if not any(parameter.is_meta for parameter in model.parameters()):
+            head = f" (language head: {LanguageHead(model, seed=own.seed).origin})"
+    return f"For the first {in_words(length)} of the run, {own.kind} is trained, not the task{head}."
 
 
 def _weight_interpolation(own: WeightInterpolationConfig) -> str:
