@@ -159,6 +159,19 @@ def test_own_file_as_preset_and_options_win(shown, tmp_path):
     ]
 
 
+def test_pretexts(shown, tmp_path):
+    file = tmp_path / "own.yaml"
+
+    def last(updates, *words):
+        file.write_text(yaml.safe_dump({"intervention": {"pretext": {"kind": "masked_lm", "updates": updates}}}))
+        return shown("--preset", str(file), *words)[-1]
+
+    said = "For the first {} of the run, masked_lm is trained, not the task.".format
+    assert last(0.1) == said("0.1 of training")
+    assert last(0.1, "--updates", "108") == said("10 updates")
+    assert last(7) == said("7 updates")
+
+
 def test_new_options(shown, model, tmp_path, capsys):
     words = ["--interval", "10", "--first", "2", "--start", "5", "--embeddings", "with_block_0", "--release", "6"]
     lines = shown(*words)

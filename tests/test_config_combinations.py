@@ -22,6 +22,9 @@ SEAL = {"generations": {"ascent": 0.25}}
 LLF = {"generations": {"ascent": None, "forget": True}}
 RESTARTS = {"generations": {"ascent": None}}
 PENALTY = {"fisher_penalty": {"alpha": 0.1}}
+MASKED = {"pretext": {"kind": "masked_lm"}}
+SHUFFLED = {"pretext": {"kind": "shuffled_tokens", "updates": 5}}
+RANDOM = {"pretext": {"kind": "random_labels", "updates": 0.2, "seed": 3, "optimizer_state": "keep"}}
 DECAY = {"learning_rates": {"layer_decay": 0.9}}
 SWITCH = {"learning_rates": {"switch_factor": 0.1, "switch_at": 20}}
 SWITCH_AUTO = {"learning_rates": {"switch_factor": 0.1, "switch_at": "auto"}}
@@ -48,6 +51,18 @@ def read(*parts: dict[str, Any]) -> RunConfig:
         ((LISA, SEAL), r"intervention\.generations: .*it does not go with method lisa"),
         ((AUTOFREEZE, RESTARTS), r"intervention\.generations: .*it does not go with method autofreeze"),
         ((SEAL, PENALTY), r"intervention\.fisher_penalty: would be raised, not lowered"),
+        ((GRADUAL, MASKED), r"pretext\.kind: masked_lm trains all layers but the head.*gradual_unfreezing"),
+        ((LISA, MASKED), r"pretext\.kind: masked_lm trains all layers but the head, and method lisa"),
+        ((SEAL, MASKED), r"intervention\.generations: needs the loss and the head of the task"),
+        ((PENALTY, MASKED), r"intervention\.fisher_penalty: needs the loss and the head of the task"),
+        (({"pretext": {"kind": "blur"}},), r"pretext\.kind"),
+        (({"pretext": {"updates": 3}},), r"pretext\.kind: this key is required and missing"),
+        (
+            ({"pretext": {"kind": "masked_lm", "updates": 0}},),
+            r"pretext\.updates: is out of range\. Got: 0\. Allowed: a whole",
+        ),
+        (({"pretext": {"kind": "masked_lm", "updates": 1.5}},), r"pretext\.updates: is out of range"),
+        (({"pretext": {"kind": "masked_lm", "mask_probability": 1}},), r"pretext\.mask_probability"),
         ((LLF, WISE), r"intervention\.weight_interpolation: .*there is no path between"),
         ((STANDARD, FIRST_STAGE), r"weight_interpolation\.head: training does not begin with a stage"),
         ((LISA, FIRST_STAGE), r"weight_interpolation\.head: training does not begin with a stage"),
@@ -78,12 +93,26 @@ def test_what_does_not_go_together(parts: tuple[dict[str, Any], ...], message: s
         ((LLF, PENALTY, SWITCH), ["LearningRates", "Generations", "FisherPenalty"]),
         ((RESTARTS, PENALTY, WISE), ["Generations", "FisherPenalty"]),
         (({"generations": {"ascent": 0.25, "forget": True}},), ["Generations"]),
+        ((STANDARD, MASKED, DECAY, WISE), ["LearningRates", "Pretext"]),
+        ((GRADUAL, SHUFFLED, PENALTY), ["GradualUnfreezing", "FisherPenalty", "Pretext"]),
+        ((SEAL, RANDOM), ["Generations", "Pretext"]),
         ((STANDARD, PENALTY, WISE, SWITCH), ["LearningRates", "FisherPenalty"]),
     ],
 )
 def test_what_goes_together(parts: tuple[dict[str, Any], ...], callbacks: list[str]) -> None:
     made = [type(callback).__name__.removesuffix("Callback") for callback in make_callbacks(read(*parts).intervention)]
     assert made == callbacks
+
+
+def test_a_pretext_fits_the_task_and_the_length_of_training() -> None:
+    def problem(message: str, **changes: Any) -> None:
+        with pytest.raises(ConfigurationError, match=message):
+            RunConfig.from_dict({**minimal(), **changes})
+
+    words = {"task": "question_answering", "intervention": SHUFFLED}
+    problem(r"pretext\.kind: would tear the answers apart", **words)
+    long = {"intervention": {"pretext": {"kind": "masked_lm", "updates": 20}}}
+    problem(r"pretext\.updates: the task would never be trained.*max_steps=20", training={"max_steps": 20}, **long)
 
 
 def test_every_key_without_a_method_is_named() -> None:

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from hf_early_ood import comparing, experiment, names, study
@@ -14,6 +15,7 @@ from hf_early_ood.errors import ConfigurationError, DataError, EarlyOODError, Re
 from hf_early_ood.evaluation.metrics import METRICS
 from hf_early_ood.evaluation.predictions import read_predictions
 from hf_early_ood.evaluation.suites import evaluate_predictions
+from hf_early_ood.hub import facts
 from hf_early_ood.names import GAP_TO_ID, OOD_MACRO_MEAN, OOD_WORST, RELATIVE_ROBUSTNESS
 from hf_early_ood.results import RunRecord, read_run, read_study
 from hf_early_ood.schedules import UnfreezingSchedule
@@ -207,6 +209,7 @@ def test_a_crash_leaves_a_record_and_the_run_goes_on_from_its_checkpoint(project
             ConfigurationError,
             "no layer group below the boundary",
         ),
+        ({"intervention": {"pretext": {"kind": "masked_lm", "updates": 12}}}, ConfigurationError, "never be trained"),
         ({"training__optim": "adamw_nonsense"}, ConfigurationError, "adamw_nonsense"),
         ({"data__max_length": 4096}, ConfigurationError, "max_length does not fit"),
     ],
@@ -251,6 +254,24 @@ def test_check_finds_layers_without_an_initializer(project, monkeypatch):
     forget = {"generations": {"boundary": "head", "forget": True}}
     with pytest.raises(UnsupportedModelError, match="Nothing initializes these"):
         experiment.check(run_config(project, intervention=forget))
+
+
+def test_a_pretext_is_looked_at_by_check_and_recorded(project):
+    settings = {"kind": "masked_lm", "updates": 0.25}
+    config = run_config(project, intervention={"pretext": settings})
+    line = "For the first 3 updates of the run, masked_lm is trained, not the task (language head: new)."
+    assert experiment.check(config).splitlines()[-1] == line
+    record = experiment.run(config)
+    assert (record.intervention.method, record.intervention.also) == ("standard", ("pretext",))
+    assert facts.method_in_words(record) == "pretext"
+    assert dict(facts.settings(record))["intervention.pretext.kind"] == "masked_lm"
+    assert any("Frankle" in citation for citation in facts.citations(record))
+    saved = load_file(project / "out" / names.MODEL_FOLDER / "model.safetensors")
+    assert not [name for name in saved if "cls" in name]
+    path = project / "model" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "mask_token": None}))
+    with pytest.raises(ConfigurationError, match="The tokenizer has no mask token"):
+        experiment.check(run_config(project, intervention={"pretext": settings}, output_dir=str(project / "other")))
 
 
 def test_unseen_label_in_an_ood_set(project):

@@ -32,7 +32,12 @@ FOLDERS = {
     "questions_across_languages": FOUR_WAYS,
     "reviews_across_domains": FOUR_WAYS,
     "sentiment_across_domains": {
-        *(*FOUR_WAYS, "gradual_unfreezing_fixed", "interventions", "random_intervals", "pretext")
+        *FOUR_WAYS,
+        "gradual_unfreezing_fixed",
+        "interventions",
+        "prediction_depth",
+        "pretext",
+        "random_intervals",
     },
 }
 # One of each task; the rest takes a minute or two.
@@ -74,7 +79,7 @@ def shared_run(file: Path) -> RunConfig:
 
 
 def test_all_are_there():
-    assert len(FILES) == 46
+    assert len(FILES) == 47
     assert {folder: {file.stem for file in FILES if file.parent.name == folder} for folder in FOLDERS} == FOLDERS
 
 

@@ -23,7 +23,7 @@ from hf_early_ood.callbacks.setups import check_launcher, check_step
 from hf_early_ood.checks import OPTIMIZER_STATES, RESET, check_choice, check_count, check_number
 from hf_early_ood.errors import ConfigurationError, ResumeError, UnsupportedModelError, UnsupportedSetupError
 from hf_early_ood.freezing import Freezer, frozen_by
-from hf_early_ood.interventions.language_head import LanguageHead, check_architecture
+from hf_early_ood.interventions.language_head import CHECKPOINT, LanguageHead, check_architecture
 from hf_early_ood.interventions.learning_rates import checked_length
 from hf_early_ood.interventions.pretext import (
     MASKED_LM,
@@ -273,7 +273,8 @@ class PretextCallback(InterveningCallback):
         if held is not None:
             self._head.load(held["head"])
             self._optimizer.load_state_dict(held["optimizer"])
-        logger.info(f"Language head: {self._head.origin if held is None else 'that of the resumed training'}.")
+        if held is None and self._head.origin != CHECKPOINT:
+            logger.warning(f"The language head is {self._head.origin}: the checkpoint of the model lacks its weights.")
         groups = {group.name: group.parameters for group in find_layer_groups(model).trainable()}
         self._freezer = Freezer(groups, model, owner=self)
         self._freezer.train_only([name for name in groups if name != HEAD])

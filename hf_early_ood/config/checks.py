@@ -294,12 +294,8 @@ def _check_count_or_fraction(
         return
     if not fits:
         top = "at most 1" if whole else "less than 1"
-        problems.add(
-            path,
-            "is out of range",
-            got=value,
-            allowed=f"{', '.join(words)}, a whole number of updates >= 1, or a fraction of training above 0 and {top}",
-        )
+        numbers = ("a whole number of updates >= 1", f"or a fraction of training above 0 and {top}")
+        problems.add(path, "is out of range", got=value, allowed=", ".join((*words, *numbers)))
 
 
 def _check_groups(names: Iterable[str], path: str, problems: Problems) -> None:

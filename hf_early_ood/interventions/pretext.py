@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from hf_early_ood import names
@@ -99,7 +100,7 @@ def label_counts(dataset: Any, num_classes: int | None = None) -> Tensor:
         >>> label_counts([{"labels": 1}, {"labels": 1}, {"labels": [-100, 0]}], 3)
         tensor([1, 2, 0])
     """
-    if not hasattr(dataset, "__len__"):
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise DataError(
             "Random labels are drawn with the frequencies of the training set, which can be read only as it comes.",
             got=type(dataset).__name__,

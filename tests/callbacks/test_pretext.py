@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers import BertForMaskedLM, PreTrainedTokenizerFast
 
 from hf_early_ood import names
+from hf_early_ood.callbacks.dynamics import EarlyDynamicsCallback
 from hf_early_ood.callbacks.fisher_penalty import FisherPenaltyCallback
 from hf_early_ood.callbacks.generations import GenerationsCallback
 from hf_early_ood.callbacks.learning_rates import LearningRatesCallback
@@ -422,6 +423,18 @@ def test_masked_language_modeling_with_learning_rates_and_lora(tmp_path):
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
     assert all("lora" in name or "modules_to_save" in name for name in moved)
+
+
+def test_measuring_meanwhile_changes_nothing_and_is_of_what_trains(tmp_path):
+    def trained(*more: Any) -> dict[str, Tensor]:
+        trainer = make_trainer(tmp_path, [PretextCallback("masked_lm", updates=2), *more], max_steps=4, **ours())
+        trainer.train()
+        return outcome(trainer)
+
+    measuring = EarlyDynamicsCallback(["fisher_trace", "gradient_norm"], every=1, probe_size=8, probe_batch_size=4)
+    assert not differences(trained(measuring), trained())
+    groups = {record["step"]: set(record["per_group"]) for record in measuring.records if "per_group" in record}
+    assert [step for step in groups if "head" in groups[step]] == [3, 4]
 
 
 # What is refused
