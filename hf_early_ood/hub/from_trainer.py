@@ -46,6 +46,7 @@ _ALSO = {
     "LearningRatesCallback": "learning_rates",
     "GenerationsCallback": "generations",
     "FisherPenaltyCallback": "fisher_penalty",
+    "PerturbationCallback": "perturbation",
 }
 _FILES = ("csv", "json", "pandas", "parquet", "text", "arrow", "generator")
 
