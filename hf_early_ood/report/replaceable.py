@@ -92,12 +92,9 @@ def replaceable_table(study: StudyRecord, split: str) -> Table:
     steps = sorted({item.step for item in arms})
     cells = {(item.groups, item.kind, item.step): _cell(study, item, split) for item in arms}
     rows = [
-        (
-            groups_in_words(groups),
-            kind.replace("_", " "),
-            *(cells.get((groups, kind, step), NO_VALUE) for step in steps),
-        )
-        for kind, groups in dict.fromkeys(sorted(((a.kind, a.groups) for a in arms), key=_kinds(arms)))
+        (groups_in_words(groups), kind.replace("_", " "), *(cells.get((groups, kind, k), NO_VALUE) for k in steps))
+        for kind in dict.fromkeys(item.kind for item in arms)
+        for groups in dict.fromkeys(item.groups for item in arms if item.kind == kind)
     ]
     seeds = "1 seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
     title = (
@@ -111,11 +108,6 @@ def replaceable_table(study: StudyRecord, split: str) -> Table:
 def _of(study: StudyRecord) -> str:
     total = updates(study)
     return "" if total is None else f", of {total}"
-
-
-def _kinds(arms: Sequence[Perturbed]):
-    order = list(dict.fromkeys(item.kind for item in arms))
-    return lambda row: order.index(row[0])
 
 
 def _cell(study: StudyRecord, item: Perturbed, split: str) -> str:
