@@ -101,13 +101,17 @@ def replaceable_table(study: StudyRecord, split: str) -> Table:
         f"{split_label(split)}: {metric_title(study.metric)}, points from {study.baseline} [{study.confidence:.0%}],"
         f" {seeds}"
     )
-    note = f"Columns: updates before the perturbation{_of(study)}. * a clear difference."
+    note = f"Columns: updates before the perturbation{_of(study)}. * a clear difference{_adjusted(split)}."
     return Table(title, ("layer groups", "perturbation", *map(str, steps)), rows, note, left=("perturbation",))
 
 
 def _of(study: StudyRecord) -> str:
     total = updates(study)
     return "" if total is None else f", of {total}"
+
+
+def _adjusted(split: str) -> str:
+    return ", after Holm over all arms" if split == OOD_MACRO_MEAN else "; not adjusted for the number of arms"
 
 
 def _cell(study: StudyRecord, item: Perturbed, split: str) -> str:
