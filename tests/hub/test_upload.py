@@ -211,6 +211,20 @@ def test_stale_weights_and_figures_go(hub, publish, one_run):
     assert hub.model(NAME).files["LICENSE"] == b"kept"
 
 
+def test_a_card_that_a_person_took_over_is_kept(hub, publish, one_run):
+    assert publish(one_run, "--repo-id", NAME).returncode == 0
+    card = hub.model(NAME).files["README.md"].decode().replace("# tiny", "# My own words")
+    taken_over = "\n".join(line for line in card.split("\n") if "Remove this line to keep" not in line).encode()
+    hub.model(NAME).files |= {"README.md": taken_over, "results.json": hub.model(NAME).files["results.json"] + b"\n"}
+    done = publish(one_run, "--repo-id", NAME)
+    assert done.returncode == 0, done.stderr
+    assert "was changed by a person and is kept" in done.stderr
+    assert hub.model(NAME).files["README.md"] == taken_over
+    assert hub.model(NAME).files["results.json"].count(b"\n\n") == 0  # the rest is published
+    assert publish(one_run, "--repo-id", NAME, "--replace").returncode == 0
+    assert b"# tiny" in hub.model(NAME).files["README.md"]
+
+
 def test_public_only_if_asked_for(hub, publish, one_run):
     hub.repositories["model", NAME] = Repository(private=False)
     done = publish(one_run, "--repo-id", NAME)
