@@ -27,6 +27,7 @@ def card_of(repository):
 def test_a_run_end_to_end(hub, publish, one_run, tmp_path):
     done = publish(one_run, "--repo-id", NAME, "--license", "mit")
     assert done.returncode == 0, done.stderr
+    assert "HTTP Request" not in done.stderr
     repository = hub.model(NAME)
     assert repository.private
     assert len(repository.commits) == 2  # the first one, and one for everything
