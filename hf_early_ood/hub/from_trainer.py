@@ -104,7 +104,7 @@ class Evaluations:
             self._sets[name] = _set_on_hub(name, sets)
             noted = {name}
         if any(map(is_ood, noted)):  # of some of the OOD sets, a mean is not that of the sets that the card shows
-            summed = record is not None and noted.issuperset(filter(is_ood, found))
+            summed = noted.issuperset(split for split in found if is_ood(split))
             self._ood[key] = record.ood if record is not None and summed else {}
 
     def of(self, trainer: Any) -> tuple[EvaluationRecord | None, int | None]:
