@@ -42,8 +42,8 @@ def similarity(record: Mapping[str, Any], short: bool) -> str:
         "Rank correlation (Spearman) over the sources of a target, of the score before training with the error measured"
         f" after fine-tuning on a few examples ({few(results)}); means over targets and 95 % intervals over them; 1 is"
         " the right order for every target. Targets share their sources, so that an interval can be too narrow; p is"
-        " not misled: the share of all ways to exchange the names of the domains in what was predicted that have a mean as"
-        f" high. Fixed beforehand as what counts: bold ({command_of(dict(record))})."
+        " not misled: the share of all ways to exchange the names of the domains in what was predicted that have a mean"
+        f" as high. Fixed beforehand as what counts: bold ({command_of(dict(record))})."
         + ("" if short else " Intervals of all pairs take these for independent, and are too narrow.")
     )
     parts = [title, table(head, rows), gains(results, primary)]
