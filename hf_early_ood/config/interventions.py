@@ -7,9 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from hf_early_ood.checks import LARGEST_SEED
 from hf_early_ood.config.parsing import option
 
-LARGEST_SEED = 2**32
 _UPDATES = "a whole number of updates >= 1, or a fraction of training above 0 and less than 1"
 
 
