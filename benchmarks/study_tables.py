@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from hf_early_ood.names import ID_TEST, OOD_MACRO_MEAN, OOD_WORST
+from hf_early_ood.report.beside import study_depth
 from hf_early_ood.report.layout import Table, metric_title, points, signed, with_interval
 from hf_early_ood.report.reading import split_label
 from hf_early_ood.report.tables import first_release
@@ -40,6 +41,15 @@ def many_arms(study: StudyRecord, folder: str) -> str:
     words += [f"Failed: {', '.join(failed)}."] if failed else []
     link = f"`{study.command}`, [record](benchmarks/results/{folder}/study.json)."
     return "\n\n".join([Table(title, headers, rows).markdown(), *words, link])
+
+
+def depths(study: StudyRecord, folder: str) -> str:
+    """Prediction depth of every arm, beside its scores out of distribution in one sentence."""
+    scores = ", ".join(f"{arm} {points(_mean(study, arm, OOD_MACRO_MEAN))}" for arm in study.arms)
+    words = f"{metric_title(study.metric)} on the mean of the OOD sets, percent: {scores}. {len(study.seeds)} seeds."
+    (table,) = study_depth(study)
+    link = f"`{study.command}`, [record](benchmarks/results/{folder}/study.json)."
+    return "\n\n".join([table.markdown(), words, link])
 
 
 def two_arms(study: StudyRecord, folder: str, title: str) -> str:
