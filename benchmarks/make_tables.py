@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cost_tables import TABLES, TITLES
+from similarity_tables import similarity
 from statistics_tables import statistics
-from study_tables import in_a_sentence, many_arms, two_arms
+from study_tables import depths, in_a_sentence, many_arms, replaceable, two_arms
 
 from hf_early_ood.atomic import write_text
 from hf_early_ood.names import STUDY_FILE
@@ -39,6 +40,7 @@ for name in fisher peers scaling sharpness curvature ddp interventions; do pytho
 python benchmarks/bench_peers.py --device cuda --examples 64 --name bench_peers_gpu   # with a GPU
 python benchmarks/bench_scaling.py --device cuda --name bench_scaling_gpu             # with a GPU
 python benchmarks/bench_statistics.py
+python benchmarks/bench_similarity.py
 python benchmarks/make_tables.py
 ```"""
 
@@ -50,6 +52,7 @@ def main() -> int:
     readme, details = ROOT / "README.md", ROOT / "benchmarks" / "README.md"
     text = readme.read_text(encoding="utf-8")
     new = replaced(text, "statistics", statistics(record("bench_statistics"), True))
+    new = replaced(new, "similarity", similarity(record("bench_similarity"), True))
     for block, (folder, title) in PAIRS.items():
         new = replaced(new, block, two_arms(read_study(RESULTS / folder / STUDY_FILE), folder, title))
     lora = "intents_across_languages_lora"
@@ -57,6 +60,10 @@ def main() -> int:
     new = replaced(new, "results of intents with LoRA", words)
     for block, folder in STUDIES.items():
         new = replaced(new, f"results of {block}", many_arms(read_study(RESULTS / folder / STUDY_FILE), folder))
+    depth = "sentiment_prediction_depth"
+    new = replaced(new, "results of depth", depths(read_study(RESULTS / depth / STUDY_FILE), depth))
+    layers = "replaceable_layers"
+    new = replaced(new, "results of layers", replaceable(read_study(RESULTS / layers / STUDY_FILE), layers))
     for name, table in TABLES.items():
         new = replaced(new, f"costs of {name}", table(record(f"bench_{name}"), True) if recorded(name) else "")
     wanted = {readme: new, details: all_costs()}
@@ -99,6 +106,8 @@ def all_costs() -> str:
             ]
     found = record("bench_statistics")
     parts += ["## Intervals and tests", statistics(found, False), "[Record](results/bench_statistics.json)."]
+    found = record("bench_similarity")
+    parts += ["## Similarity before training", similarity(found, False), "[Record](results/bench_similarity.json)."]
     return "\n\n".join(parts) + "\n"
 
 

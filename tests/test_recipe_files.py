@@ -35,6 +35,7 @@ FOLDERS = {
         *FOUR_WAYS,
         "gradual_unfreezing_fixed",
         "interventions",
+        "prediction_depth",
         "random_intervals",
         "replaceable_layers",
     },
@@ -78,7 +79,7 @@ def shared_run(file: Path) -> RunConfig:
 
 
 def test_all_are_there():
-    assert len(FILES) == 46
+    assert len(FILES) == 47
     assert {folder: {file.stem for file in FILES if file.parent.name == folder} for folder in FOLDERS} == FOLDERS
 
 

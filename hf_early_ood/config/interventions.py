@@ -7,10 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from hf_early_ood.checks import LARGEST_SEED
 from hf_early_ood.config.parsing import option
 from hf_early_ood.config.perturbations import PerturbationConfig
 
-LARGEST_SEED = 2**32
 _UPDATES = "a whole number of updates >= 1, or a fraction of training above 0 and less than 1"
 
 

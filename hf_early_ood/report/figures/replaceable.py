@@ -37,7 +37,7 @@ def draw_replaceable(study: StudyRecord, look: Look = LIGHT) -> Figure:
     The kind of most arms is a line with filled marks; others are hollow marks beside it.
     """
     arms = perturbed_arms(study)
-    kinds = sorted({item.kind for item in arms}, key=lambda kind: -sum(item.kind == kind for item in arms))
+    kinds = sorted(dict.fromkeys(a.kind for a in arms), key=lambda kind: -sum(a.kind == kind for a in arms))
     panels = list(dict.fromkeys(item.groups for item in arms))
     columns = min(2 if look.narrow else 3, len(panels))
     rows = -(-len(panels) // columns)
