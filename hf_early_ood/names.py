@@ -74,6 +74,7 @@ EVALUATION_FILE = "evaluation.json"
 DYNAMICS_FILE = "dynamics.jsonl"
 PREDICTIONS_FILE = "predictions.parquet"
 FIRST_STAGE_FILE = "first_stage.safetensors"
+PERTURBATION_START_FILE = "perturbation_start.safetensors"
 PRETEXT_FILE = "pretext.pt"  # in a checkpoint
 SIGNAL_FIGURE = "signal.png"
 COMPARISON_FIGURE = "comparison.png"
@@ -118,6 +119,7 @@ LOG_RATE_FACTOR = f"{LOG}/learning_rate_factor"  # then /<group>
 LOG_GENERATION = f"{LOG}/generation"
 LOG_ASCENDING = f"{LOG}/ascending"  # 1: early layers go up the gradient
 LOG_FISHER_PENALTY = f"{LOG}/fisher_penalty"
+LOG_PERTURBATION = f"{LOG}/perturbation"  # then /<group>; effective standard deviation
 LOG_PRETEXT = f"{LOG}/pretext"  # 1: something else than the task is trained from now on, 0: the task
 
 LOG_SETTINGS = f"{LOG}/settings"  # a text

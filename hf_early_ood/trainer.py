@@ -181,10 +181,9 @@ class EarlyOODTrainer(Trainer):
     What it adds to ``transformers.Trainer``:
 
     * The callbacks that :class:`EarlyOODArguments` ask for, and a live view of them in every tracker (`watch`).
-    * What learning rates, generations, the Fisher penalty and pretexts need beyond events: the optimizer's parameter
-      groups are split by layer group, update rules (learning rate, sign) hold around its step, the loss has an extra
-      term in training or is another one, batches are changed, and the scheduler can restart. Without such a callback
-      nothing of it happens.
+    * What learning rates, generations, the Fisher penalty and pretexts need beyond events: an optimizer split by layer
+      group, update rules (learning rate, sign) around its step, a further term of the loss or another one, other
+      batches, a scheduler that restarts. Without such a callback nothing of it happens.
     * For sequence classification and question answering, the loss is the sum over examples divided by the number of
       examples of the whole update, over accumulation steps and processes: the same global batch gives the same
       gradient however it is cut. (``Trainer`` of transformers 5.23 does not know the number.)
@@ -271,11 +270,6 @@ class EarlyOODTrainer(Trainer):
             elif isinstance(callback, UpdateRulesCallback):
                 callback.put_back()
 
-    def _thaw(self) -> None:
-        """Give the user's flags back after an attempt that had no end."""
-        if self.model is not None:
-            (thaw if self.unfreezing is None else self.unfreezing.release_leftovers)(self.model)
-
     @property
     def _rewraps(self) -> bool:
         return isinstance(self.args, EarlyOODArguments) and self.args.ddp_rewrap
@@ -288,7 +282,7 @@ class EarlyOODTrainer(Trainer):
         self._equip_callbacks()  # a checkpoint may have brought new objects
         if self.model is not None:
             reshard(self.model)  # copies that an evaluation has left are not what is trained
-        self._thaw()
+            (self.unfreezing.release_leftovers if self.unfreezing else thaw)(self.model)
         optimizer = super().create_optimizer(*args, **kwargs)
         if self.model is not None and any(callback.splits_optimizer for callback in self._intervening):
             self._split(optimizer, find_layer_groups(self.model))
@@ -341,8 +335,8 @@ class EarlyOODTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The batches of an update, as the interventions change them, and what their loss is a mean over."""
-        adapt = partial(adapted, self._intervening, self.state.global_step)
-        return super().get_batch_samples(map(adapt, epoch_iterator), num_batches, device)
+        batches = map(partial(adapted, self._intervening, self.state.global_step), epoch_iterator)
+        return super().get_batch_samples(batches, num_batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: Any) -> Any:
         """Count what the loss is a mean over: the Trainer knows it by the name of labels only."""
@@ -368,7 +362,8 @@ class EarlyOODTrainer(Trainer):
         finally:
             self._beginning = None
             self._let_callbacks_go()
-            self._thaw()
+            if self.model is not None:
+                (self.unfreezing.release_leftovers if self.unfreezing else thaw)(self.model)
             if self.unfreezing is not None and self.model is not None:
                 self.unfreezing.rewrap_through(None)  # the next Trainer may be another
                 if self._rewraps and ddp_of(self.model_wrapped) is not None:
@@ -389,6 +384,8 @@ class EarlyOODTrainer(Trainer):
         self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, checkpoint: Any, trial: Any
     ) -> tuple[int, int]:
         """Take up a checkpoint's state, and the best checkpoint also where the folder of both has been moved."""
+        if checkpoint is None:
+            self._evaluations.begin()
         begun = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial)
         if checkpoint is not None and self.state.best_model_checkpoint is None and self.state.best_global_step:
             best = checkpoints(Path(checkpoint).parent).get(self.state.best_global_step)

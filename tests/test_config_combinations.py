@@ -28,6 +28,7 @@ RANDOM = {"pretext": {"kind": "random_labels", "updates": 0.2, "seed": 3, "optim
 DECAY = {"learning_rates": {"layer_decay": 0.9}}
 SWITCH = {"learning_rates": {"switch_factor": 0.1, "switch_at": 20}}
 SWITCH_AUTO = {"learning_rates": {"switch_factor": 0.1, "switch_at": "auto"}}
+RESET = {"perturbation": {"at": 0.1, "kind": "reset_to_start", "groups": ["block.0"]}}
 WISE = {"weight_interpolation": {}}
 FIRST_STAGE = {"weight_interpolation": {"head": "first_stage"}}
 
@@ -53,8 +54,9 @@ def read(*parts: dict[str, Any]) -> RunConfig:
         ((SEAL, PENALTY), r"intervention\.fisher_penalty: would be raised, not lowered"),
         ((GRADUAL, MASKED), r"pretext\.kind: masked_lm trains all layers but the head.*gradual_unfreezing"),
         ((LISA, MASKED), r"pretext\.kind: masked_lm trains all layers but the head, and method lisa"),
-        ((SEAL, MASKED), r"intervention\.generations: needs the loss and the head of the task"),
-        ((PENALTY, MASKED), r"intervention\.fisher_penalty: needs the loss and the head of the task"),
+        ((SEAL, MASKED), r"intervention\.generations: is about the task, whose loss masked_lm leaves out"),
+        ((PENALTY, MASKED), r"intervention\.fisher_penalty: is about the task, whose loss masked_lm leaves out"),
+        ((RESET, MASKED), r"intervention\.perturbation: is about the task, whose loss masked_lm leaves out"),
         (({"pretext": {"kind": "blur"}},), r"pretext\.kind"),
         (({"pretext": {"updates": 3}},), r"pretext\.kind: this key is required and missing"),
         (
@@ -64,6 +66,9 @@ def read(*parts: dict[str, Any]) -> RunConfig:
         (({"pretext": {"kind": "masked_lm", "updates": 1.5}},), r"pretext\.updates: is out of range"),
         (({"pretext": {"kind": "masked_lm", "mask_probability": 1}},), r"pretext\.mask_probability"),
         ((LLF, WISE), r"intervention\.weight_interpolation: .*there is no path between"),
+        ((GRADUAL, RESET), r"intervention\.perturbation: .*it does not go with method gradual_unfreezing"),
+        ((LISA, RESET), r"intervention\.perturbation: .*it does not go with method lisa"),
+        ((RESET, WISE), r"intervention\.weight_interpolation: .*perturbed on the way.*there is no path between"),
         ((STANDARD, FIRST_STAGE), r"weight_interpolation\.head: training does not begin with a stage"),
         ((LISA, FIRST_STAGE), r"weight_interpolation\.head: training does not begin with a stage"),
         ((FIXED, {"start": 10}, FIRST_STAGE), r"weight_interpolation\.head: training does not begin with a stage"),
@@ -93,9 +98,11 @@ def test_what_does_not_go_together(parts: tuple[dict[str, Any], ...], message: s
         ((LLF, PENALTY, SWITCH), ["LearningRates", "Generations", "FisherPenalty"]),
         ((RESTARTS, PENALTY, WISE), ["Generations", "FisherPenalty"]),
         (({"generations": {"ascent": 0.25, "forget": True}},), ["Generations"]),
+        ((STANDARD, RESET), ["Perturbation"]),
+        ((LLF, PENALTY, DECAY, RESET), ["LearningRates", "Generations", "FisherPenalty", "Perturbation"]),
         ((STANDARD, MASKED, DECAY, WISE), ["LearningRates", "Pretext"]),
         ((GRADUAL, SHUFFLED, PENALTY), ["GradualUnfreezing", "FisherPenalty", "Pretext"]),
-        ((SEAL, RANDOM), ["Generations", "Pretext"]),
+        ((SEAL, RANDOM, RESET), ["Generations", "Perturbation", "Pretext"]),
         ((STANDARD, PENALTY, WISE, SWITCH), ["LearningRates", "FisherPenalty"]),
     ],
 )
@@ -204,3 +211,40 @@ def test_one_mistake_does_not_hide_another() -> None:
 def test_what_cannot_be_read_is_not_compared(parts: tuple[dict[str, Any], ...]) -> None:
     with pytest.raises(ConfigurationError, match="1 problem"):
         read(*parts)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"at": -1}, r"at: is out of range\. Got: -1\. Allowed: a whole number of updates >= 0"),
+        ({"at": 1.2}, r"at: is out of range\. Got: 1\.2"),
+        ({"at": 0}, r"at: comes before anything has moved from the start"),
+        ({"at": "auto"}, r"at: has the wrong type"),
+        ({"kind": "reset"}, r"kind: has the wrong type.*Allowed: reset_to_start, reset_to_random"),
+        ({"groups": []}, r"groups: names no layer group"),
+        ({"groups": ["head", "head"]}, r"groups: names a layer group twice\. Got: 'head'"),
+        ({"within": "row"}, r"within: has no effect with kind reset_to_start"),
+        ({"std": 0.5}, r"std: has no effect with kind reset_to_start"),
+        ({"source": "start"}, r"source: has no effect with kind reset_to_start"),
+        ({"kind": "noise", "std": 0}, r"std: is out of range"),
+        ({"kind": "redraw_signs", "source": "initializer"}, r"source: is not one of kind redraw_signs"),
+        ({"sigma": 1}, r"sigma: unknown key"),
+    ],
+)
+def test_keys_of_a_perturbation(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"(?s)1 problem.*\n.*intervention\.perturbation\.{message}"):
+        read({"perturbation": {"at": 5, "kind": "reset_to_start", **section}})
+
+
+@pytest.mark.parametrize("at", [0, 5, 0.05, 1.0, "0.05", "1.0"])
+def test_an_update_of_a_perturbation(at: Any) -> None:
+    own = read({"perturbation": {"at": at, "kind": "shuffle"}}).intervention.perturbation
+    assert own is not None
+    assert own.at == float(at)
+    assert isinstance(own.at, int) == (at in (0, 5))
+
+
+def test_the_best_checkpoint_may_be_one_from_before_a_perturbation() -> None:
+    run = {**minimal(), "intervention": RESET, "training": {"load_best_model_at_end": True}}
+    with pytest.raises(ConfigurationError, match=r"training\.load_best_model_at_end: the best checkpoint may be"):
+        RunConfig.from_dict(run)

@@ -38,6 +38,7 @@ FOLDERS = {
         "prediction_depth",
         "pretext",
         "random_intervals",
+        "replaceable_layers",
     },
 }
 # One of each task; the rest takes a minute or two.
@@ -79,7 +80,7 @@ def shared_run(file: Path) -> RunConfig:
 
 
 def test_all_are_there():
-    assert len(FILES) == 47
+    assert len(FILES) == 48
     assert {folder: {file.stem for file in FILES if file.parent.name == folder} for folder in FOLDERS} == FOLDERS
 
 

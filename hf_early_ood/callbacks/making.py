@@ -13,6 +13,7 @@ from hf_early_ood.callbacks.first_stage import FirstStageCallback
 from hf_early_ood.callbacks.fisher_penalty import FisherPenaltyCallback
 from hf_early_ood.callbacks.generations import GenerationsCallback
 from hf_early_ood.callbacks.learning_rates import LearningRatesCallback
+from hf_early_ood.callbacks.perturbing import PerturbationCallback
 from hf_early_ood.callbacks.pretext import PretextCallback
 from hf_early_ood.callbacks.refreezing import AutoFreezeCallback, LISACallback
 from hf_early_ood.callbacks.staged import StagedCallback
@@ -21,12 +22,14 @@ from hf_early_ood.config.checks import SCHEDULE_KEYS
 from hf_early_ood.config.interventions import AutoFreezeConfig, InterventionConfig, LISAConfig
 from hf_early_ood.errors import ConfigurationError, named
 from hf_early_ood.interventions.pretext import MASKED_LM
+from hf_early_ood.results import InterventionRecord, PerturbationRecord
 
 _GRADUAL = (*SCHEDULE_KEYS, "schedule", "signal", "vote", "signal_settings")
 _SECTIONS: dict[str, Callable[..., TrainerCallback]] = {
     "learning_rates": LearningRatesCallback,
     "generations": GenerationsCallback,
     "fisher_penalty": FisherPenaltyCallback,
+    "perturbation": PerturbationCallback,
     "pretext": PretextCallback,
 }
 
@@ -78,6 +81,23 @@ def also(settings: InterventionConfig) -> tuple[str, ...]:
     return tuple(section for section in sections if getattr(settings, section) is not None)
 
 
+def record_of(
+    settings: InterventionConfig, callbacks: Sequence[TrainerCallback], **of_stages: Any
+) -> InterventionRecord:
+    """What the callbacks of an intervention have done, once training is over.
+
+    Args:
+        settings: Of the intervention.
+        callbacks: Those of the Trainer.
+        **of_stages: What the record says about stages.
+    """
+    events = [one.records[-1] for one in callbacks if isinstance(one, PerturbationCallback) and one.records]
+    perturbation = None
+    if events:
+        perturbation = PerturbationRecord.from_dict({k: v for k, v in events[-1].items() if k != "event"})
+    return InterventionRecord(settings.method, also=also(settings), perturbation=perturbation, **of_stages)
+
+
 def check_together(callbacks: Sequence[TrainerCallback]) -> None:
     """Refuse callbacks that undo each other; what a configuration holds was checked when it was read.
 
@@ -86,7 +106,8 @@ def check_together(callbacks: Sequence[TrainerCallback]) -> None:
             head of the task.
     """
     masks = any(isinstance(one, PretextCallback) and one.settings["kind"] == MASKED_LM for one in callbacks)
-    others = [one for one in callbacks if isinstance(one, StagedCallback | FisherPenaltyCallback | GenerationsCallback)]
+    whole = StagedCallback | FisherPenaltyCallback | GenerationsCallback | PerturbationCallback
+    others = [one for one in callbacks if isinstance(one, whole)]
     if masks and others:
         raise ConfigurationError(
             "Masked language modeling leaves out the loss and the head of the task, and freezes the latter.",

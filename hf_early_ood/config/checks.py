@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_early_ood.config.parsing import Problems, usable
+from hf_early_ood.config.perturbations import PerturbationConfig, faults
 from hf_early_ood.names import QUESTION_ANSWERING, SEQUENCE_CLASSIFICATION
 from hf_early_ood.schedules import AUTO, RELEASES
 
@@ -80,6 +81,15 @@ def check_run(config: RunConfig, problems: Problems) -> None:
         max_steps = steps if isinstance(steps, int) and steps > 0 else None
     if usable(config.intervention):
         check_intervention(config.intervention, max_steps, problems)
+        perturbation = config.intervention.perturbation
+        best = usable(config.training) and config.training.get("load_best_model_at_end")
+        if usable(perturbation) and perturbation is not None and best:
+            problems.add(
+                "training.load_best_model_at_end",
+                "the best checkpoint may be one from before the perturbation",
+                got=True,
+                allowed="false, where intervention.perturbation is given",
+            )
         if usable(config.intervention.pretext, config.task) and config.intervention.pretext is not None:
             _check_pretext_of_run(config.intervention.pretext, config.task, max_steps, problems)
 
@@ -212,6 +222,8 @@ def _check_combination(settings: InterventionConfig, problems: Problems) -> None
                 "layers that were re-initialized have nothing to do with the weights before: there is no path between",
                 allowed="null, or generations without forget",
             )
+    if usable(settings.perturbation) and settings.perturbation is not None:
+        _check_perturbation(settings, settings.perturbation, problems)
     if usable(interpolation) and interpolation is not None:
         _check_interpolation(interpolation, problems)
         late = usable(settings.start) and settings.start != 0
@@ -250,13 +262,31 @@ def _check_pretext(settings: InterventionConfig, problems: Problems) -> None:
             got="masked_lm",
             allowed="method: standard, or kind: random_labels or shuffled_tokens",
         )
-    for section in ("generations", "fisher_penalty"):
+    for section in ("generations", "fisher_penalty", "perturbation"):
         if usable(getattr(settings, section)) and getattr(settings, section) is not None:
             problems.add(
                 f"intervention.{section}",
-                "needs the loss and the head of the task, which masked_lm leaves out",
+                "is about the task, whose loss masked_lm leaves out and whose head it freezes",
                 allowed="null, or pretext.kind: random_labels or shuffled_tokens",
             )
+
+
+def _check_perturbation(settings: InterventionConfig, own: PerturbationConfig, problems: Problems) -> None:
+    for key, what, got, allowed in faults(own):
+        problems.add(f"intervention.perturbation.{key}", what, got=got, allowed=allowed)
+    if usable(settings.method) and settings.method != "standard":
+        problems.add(
+            "intervention.perturbation",
+            "a layer that waits frozen is at its start, and must not move: it does not go with method"
+            f" {settings.method}",
+            allowed="method: standard",
+        )
+    if usable(settings.weight_interpolation) and settings.weight_interpolation is not None:
+        problems.add(
+            "intervention.weight_interpolation",
+            "the weights were perturbed on the way from those before to those after: there is no path between",
+            allowed="null, or no perturbation",
+        )
 
 
 def _check_interpolation(settings: WeightInterpolationConfig, problems: Problems) -> None:

@@ -19,6 +19,7 @@ from hf_early_ood.callbacks.dynamics import EarlyDynamicsCallback
 from hf_early_ood.callbacks.fisher_penalty import FisherPenaltyCallback
 from hf_early_ood.callbacks.generations import GenerationsCallback
 from hf_early_ood.callbacks.learning_rates import LearningRatesCallback
+from hf_early_ood.callbacks.perturbing import PerturbationCallback
 from hf_early_ood.callbacks.pretext import PretextCallback
 from hf_early_ood.callbacks.refreezing import LISACallback
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
@@ -478,7 +479,9 @@ def test_what_cannot_be_right_is_refused_before_the_first_update(tmp_path: Path)
     refused(
         UnsupportedModelError, "not defined", "random_labels", model=families.build("bert", task="masked_lm"), **ours()
     )
-    for other in (GradualUnfreezingCallback(2), LISACallback(2), FisherPenaltyCallback(0.1), GenerationsCallback(2)):
+    shuffle = PerturbationCallback(at=6, kind="shuffle")
+    staged = (GradualUnfreezingCallback(2), LISACallback(2))
+    for other in (*staged, FisherPenaltyCallback(0.1), GenerationsCallback(2), shuffle):
         refused(ConfigurationError, f"masked_lm.*{type(other).__name__}", "masked_lm", other, **ours())
     with pytest.raises(ConfigurationError, match="two callbacks PretextCallback"):
         make_trainer(tmp_path, [PretextCallback("masked_lm"), PretextCallback("random_labels")], **ours()).train()

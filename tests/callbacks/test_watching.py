@@ -21,6 +21,7 @@ from hf_early_ood import (
     GenerationsCallback,
     GradualUnfreezingCallback,
     LearningRatesCallback,
+    PerturbationCallback,
     PretextCallback,
     watch,
 )
@@ -69,12 +70,11 @@ def documented() -> list[re.Pattern[str]]:
 
 def test_tensorboard_has_the_documented_series_and_no_others(trained, tmp_path):
     others = {
-        "generations": GenerationsCallback(2),
-        "selecting": unfreezing(order="fisher_trace"),
-        "pretext": PretextCallback("random_labels"),
+        "generations": [GenerationsCallback(2), PerturbationCallback(3, "shuffle"), PretextCallback("random_labels")],
+        "selecting": [unfreezing(order="fisher_trace")],
     }
-    for name, callback in others.items():
-        make_trainer(tmp_path / name, [callback], **OURS, report_to="tensorboard").train()
+    for name, callbacks in others.items():
+        make_trainer(tmp_path / name, callbacks, **OURS, report_to="tensorboard").train()
     folders = (trained[1], *(tmp_path / name for name in others))
     seen = {name for folder in folders for name in curves(folder) if name.startswith("early_ood/")}
     patterns = documented()
