@@ -74,6 +74,7 @@ EVALUATION_FILE = "evaluation.json"
 DYNAMICS_FILE = "dynamics.jsonl"
 PREDICTIONS_FILE = "predictions.parquet"
 FIRST_STAGE_FILE = "first_stage.safetensors"
+START_WEIGHTS_FILE = "_trajectory/start.safetensors"  # transformers does not push what begins with _
 SIGNAL_FIGURE = "signal.png"
 COMPARISON_FIGURE = "comparison.png"
 MODEL_FOLDER = "model"
@@ -104,6 +105,7 @@ SIMILARITY_FIGURE = "similarity.png"
 # Signals
 FISHER_TRACE = "fisher_trace"
 RELATIVE_GRADIENT_NORM = "relative_gradient_norm"
+TRAJECTORY = "trajectory"
 SELECTION = "selection"  # then /<measure>: of all groups, to choose the next one
 
 # Keys in Trainer logs, and so in trackers; README has them in a table

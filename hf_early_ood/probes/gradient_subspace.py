@@ -73,7 +73,7 @@ def gradient_subspace_overlap(
     that it grows early in training to a large part of the gradient, for k the number of classes. The definition is from
     memory of the paper, and was not compared with its text.
 
-        sum_{i <= k} <v_i, g>^2 / ||g||^2,   g = grad L,   H = grad^2 L,   H v_i = lambda_i v_i,  lambda_1 >= lambda_2 ...
+        sum_{i <= k} <v_i, g>^2 / ||g||^2,   g = grad L,   grad^2 L v_i = lambda_i v_i,   lambda_1 >= lambda_2 >= ...
 
     The loss L is that of `hf_early_ood.probes.curvature.hessian_trace`, on the same examples for g and H, in eval mode.
     The largest eigenvalues are the algebraically largest, found by Lanczos' iteration with full reorthogonalization
