@@ -102,6 +102,10 @@ DEPTHS_FILE = "depth.parquet"
 SIMILARITY_FILE = "similarity.json"
 SIMILARITY_FIGURE = "similarity.png"
 
+# Files of a folder with the movement along checkpoints
+TRAJECTORY_FILE = "trajectory.json"
+TRAJECTORY_FIGURE = "trajectory.png"
+
 # Signals
 FISHER_TRACE = "fisher_trace"
 RELATIVE_GRADIENT_NORM = "relative_gradient_norm"

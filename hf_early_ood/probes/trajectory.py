@@ -21,6 +21,7 @@ from hf_early_ood.errors import ConfigurationError, NonFiniteError, ProbeError
 from hf_early_ood.layers import LayerGroups, find_layer_groups
 from hf_early_ood.probes.adapters import AdaptedWeight, adapted_weights
 from hf_early_ood.probes.ranks import Share
+from hf_early_ood.sharding import check_whole
 
 MERGED, RAW = "merged", "raw"
 ADAPTERS = (MERGED, RAW)
@@ -135,7 +136,8 @@ def trajectory(
         ConfigurationError: An unknown choice, or start weights of another model.
         ProbeError: There are no start weights on any process.
         NonFiniteError: A weight is NaN or infinite.
-        UnsupportedModelError: ``"merged"`` with adapters that cannot be merged exactly; see `adapted_weights`.
+        UnsupportedModelError: A sharded model, or ``"merged"`` with adapters that cannot be merged exactly; see
+            `adapted_weights`.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -200,6 +202,7 @@ def _measured(
     groups: LayerGroups,
     adapters: str,
 ) -> Trajectory:
+    check_whole(model)
     now = _grouped(model, groups)
     _check_fits(now, start)
     if before is not None:

@@ -127,15 +127,16 @@ def draw_group_maps(arms: Mapping[str, Sequence[Measurement]], look: Look) -> Fi
     panels = list(figure.subplots(rows, columns, squeeze=False).ravel())
     figure.suptitle("What was measured of each layer group", x=0.01, ha="left", fontsize=11, color=look.ink)
     for axes, (arm, series) in zip(panels, arms.items(), strict=False):
-        _group_map(figure, axes, arm, series, groups[arm], look)
+        group_map(figure, axes, arm, series, groups[arm], look)
     for empty in panels[len(arms) :]:
         empty.set_visible(False)
     return figure
 
 
-def _group_map(
+def group_map(
     figure: Figure, axes: Axes, arm: str, series: Sequence[Measurement], groups: Sequence[str], look: Look
 ) -> None:
+    """Draw one measure as a heat map: a row a group, a column an update. Without an arm, the title is the measure."""
     style(axes, look)
     axes.grid(visible=False)
     values = np.array([[_number(item.per_group.get(group)) for item in series] for group in groups])
@@ -153,7 +154,7 @@ def _group_map(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     axes.tick_params(labelsize=8)
     measure = series[0].measure.removeprefix(f"{SELECTION}/")
-    title = f"{shortened(arm, look.letters)}\n{measure_title(measure)}"
+    title = f"{shortened(arm, look.letters)}\n{measure_title(measure)}" if arm else measure_title(measure)
     axes.set_title(title, loc="left", fontsize=9, color=look.ink, pad=5)
     bar = figure.colorbar(mesh, ax=axes, pad=0.01, aspect=16)
     bar.outline.set_visible(False)
