@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,10 @@ MERGED, RAW = "merged", "raw"
 ADAPTERS = (MERGED, RAW)
 
 # Weights that are looked at together in float64: what fits into the cache of a processor, and what keeps a GPU busy.
-_ON_CPU, _ELSEWHERE = 2**16, 2**24
+_ON_CPU, _ELSEWHERE = 2**15, 2**22
+# Rows of a table of them; two are for signs.
+_W, _W0, _D, _U = 0, 1, 2, 5
+# Sums over weights: their number, |w|, changed signs, w w, w_0 w_0, w w_0, d d, u u, u d.
 _COUNT, _MAGNITUDE, _FLIPS, _NOW, _START, _BOTH, _MOVED, _UPDATE, _ALONG = range(9)
 
 
@@ -232,22 +235,22 @@ def _measured(
     return Trajectory(_movement(sums.sum(0), square, before is not None), per_group, len(adapted))
 
 
-class _Block(NamedTuple):
-    """Some weights in float64, one after the other: w, w_0, d and u."""
+def _plain(now: Tensor, start: Tensor, before: Tensor | None) -> Iterator[Tensor]:
+    """Pieces of a tensor as columns of a table, in float64: w, w_0, d, two rows to compute with, and u if it is known.
 
-    now: Tensor
-    start: Tensor
-    moved: Tensor
-    update: Tensor | None
-
-
-def _plain(now: Tensor, start: Tensor, before: Tensor | None) -> Iterator[_Block]:
+    The table is the same for all pieces, which is faster than new memory for each.
+    """
     flat = [tensor.reshape(-1) for tensor in (now, start, *(() if before is None else (before,)))]
-    like = _precise(now)
-    size = _ON_CPU if like.is_cpu else _ELSEWHERE
-    for begin in range(0, now.numel(), size):
-        here, then, *previous = [tensor[begin : begin + size].to(like) for tensor in flat]
-        yield _Block(here, then, here - then, here - previous[0] if previous else None)
+    table = _table(now, len(flat[0]), before is not None)
+    for begin in range(0, len(flat[0]), table.shape[1]):
+        here, *others = [tensor[begin : begin + table.shape[1]] for tensor in flat]
+        rows = table[:, : len(here)]
+        for row, values in zip((rows[_W], rows[_W0]), (here, others[0]), strict=True):
+            row.copy_(values)
+        torch.sub(rows[_W], rows[_W0], out=rows[_D])
+        if len(others) > 1:
+            torch.sub(rows[_W], others[1].to(rows), out=rows[_U])
+        yield rows
 
 
 def _merged(
@@ -255,59 +258,59 @@ def _merged(
     now: Mapping[str, Tensor],
     start: Mapping[str, Tensor],
     before: Mapping[str, Tensor] | None,
-) -> Iterator[_Block]:
-    """Of the weight and its adapters together. What never trains is not in ``start``: it is what it is now."""
+) -> Iterator[Tensor]:
+    """The same of a weight and its adapters together. What never trains is not in ``start``: it is what it is now."""
     names = (weight.base, *weight.names)
     then = {name: start.get(name, now[name]) for name in names}
     previous = None if before is None else {name: before.get(name, now[name]) for name in names}
     base = now[weight.base]
-    like = _precise(base)
-    rows = max(1, (_ON_CPU if like.is_cpu else _ELSEWHERE) // base[0].numel())
-    for begin in range(0, len(base), rows):
-        place = slice(begin, begin + rows)
-        under = base[place].to(like)
+    width = base[0].numel()
+    table = _table(base, base.numel(), before is not None, width)
+    count = table.shape[1] // width
+    for begin in range(0, len(base), count):
+        place = slice(begin, begin + count)
+        under = base[place].to(table)
 
         def difference(values: Mapping[str, Tensor], place: slice = place, under: Tensor = under) -> Tensor:
             """What was added then, and how the weight below differed from now: usually not at all."""
             added = weight.added(values, place, under)
             same = values[weight.base] is base
-            return added if same else added + (values[weight.base][place].to(like) - under)
+            return (added if same else added + (values[weight.base][place].to(under) - under)).reshape(-1)
 
         added, added_then = difference(now), difference(then)
-        update = None if previous is None else (added - difference(previous)).reshape(-1)
-        moved = added - added_then
-        yield _Block((under + added).reshape(-1), (under + added_then).reshape(-1), moved.reshape(-1), update)
+        rows, under = table[:, : under.numel()], under.reshape(-1)
+        torch.add(under, added, out=rows[_W])
+        torch.add(under, added_then, out=rows[_W0])
+        torch.sub(added, added_then, out=rows[_D])
+        if previous is not None:
+            torch.sub(added, difference(previous, place, base[place].to(table)), out=rows[_U])
+        yield rows
 
 
-def _precise(weight: Tensor) -> Tensor:
-    """Nothing, in float64, where it can be computed with: on the device of a weight, or else on the CPU."""
-    return torch.empty(0, dtype=torch.float64, device="cpu" if weight.device.type == "mps" else weight.device)
+def _table(weight: Tensor, size: int, has_update: bool, width: int = 1) -> Tensor:
+    """Room for a piece, in float64, where that can be computed with: on the device of a weight, or else on the CPU."""
+    device = torch.device("cpu") if weight.device.type == "mps" else weight.device
+    most = max(width, (_ON_CPU if device.type == "cpu" else _ELSEWHERE) // width * width)
+    return torch.empty(6 if has_update else 5, min(most, size), dtype=torch.float64, device=device)
 
 
-def _summed(blocks: Iterator[_Block]) -> Tensor:
-    """Sums (9,) over blocks, on the CPU."""
-    total: Tensor | None = None
-    for now, start, moved, update in blocks:
-        zero = now.new_zeros(())
-        sums = torch.stack([
-            zero + now.numel(),
-            now.abs().sum(),
-            _sign_changes(now, start),
-            torch.dot(now, now),
-            torch.dot(start, start),
-            torch.dot(now, start),
-            torch.dot(moved, moved),
-            zero if update is None else torch.dot(update, update),
-            zero if update is None else torch.dot(update, moved),
-        ])  # fmt: skip
-        total = sums if total is None else total + sums
-    return torch.zeros(9, dtype=torch.float64) if total is None else total.cpu()
-
-
-def _sign_changes(now: Tensor, start: Tensor) -> Tensor:
-    """How many signs differ, zero having a sign of its own. Exact; comparing them one by one takes twice the time."""
-    apart = now.sign().sub_(start.sign())  # 2 where they are opposite, 1 where one of the two is zero
-    return (3 * apart.abs().sum() - torch.dot(apart, apart)) / 2
+def _summed(pieces: Iterator[Tensor]) -> Tensor:
+    """Sums (9,) over pieces, on the CPU."""
+    total = torch.zeros(9, dtype=torch.float64)
+    for rows in pieces:
+        now, start, moved, sign, sign_then, *update = rows
+        torch.sign(now, out=sign)
+        torch.sign(start, out=sign_then)
+        pairs = [(sign, sign), (sign_then, sign_then), (sign, sign_then), (now, sign)]
+        pairs += [(now, now), (start, start), (now, start), (moved, moved)]
+        pairs += [pair for u in update for pair in ((u, u), (u, moved))]
+        same, same_then, both, magnitude, *others = torch.stack([torch.dot(*pair) for pair in pairs]).tolist()
+        count = rows.shape[1]
+        # Without a zero on either side, a product of signs is 1 or -1.
+        exact = same == same_then == count
+        changes = (count - both) / 2 if exact else int((sign != sign_then).sum())
+        total[: 3 + len(others)] += torch.tensor([count, magnitude, changes, *others], dtype=torch.float64)
+    return total
 
 
 def _movement(sums: Tensor, square: float, has_update: bool) -> Movement:
