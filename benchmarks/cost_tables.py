@@ -118,7 +118,8 @@ def trajectory(record: Record, short: bool) -> str:
         f"A measurement of the trajectory, in training steps on {batch_of(record)}: the start weights in memory, or"
         " mapped into memory from a file; with the update, for which the weights are copied before it; and with LoRA of"
         f" rank {record['setting']['lora_rank']} on all linear layers, in steps that train LoRA. Peak memory is above"
-        f" the model and the start weights in memory ({command_of(record)}):"
+        " the model and the start weights in memory; on disk, it is pages of the file, which the system may drop"
+        f" ({command_of(record)}):"
     )
     return f"{title}\n\n" + table(("", "steps", "peak MiB", "goal"), rows)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSequenceClassification, default_data_collator
 
+from hf_early_ood import EarlyDynamicsCallback
 from tests import families, support_table
 from tests.training import Rows
 
@@ -35,6 +36,13 @@ def test_snippet_runs_as_it_stands(tmp_path, monkeypatch):
     assert callback is not None
     assert any(record.get("event") == "decision" for record in records)
     assert any(record.get("stage") == 1 for record in records)
+
+
+def test_callbacks_that_are_named_can_be_made():
+    calls = re.findall(r"`(EarlyDynamicsCallback\([^`]+\))`", README)
+    assert len(calls) >= 2
+    for call in calls:
+        assert eval(call, {"EarlyDynamicsCallback": EarlyDynamicsCallback}).records == []
 
 
 def test_tables_are_those_of_the_recorded_results():
