@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cost_tables import TABLES, TITLES
+from similarity_tables import similarity
 from statistics_tables import statistics
 from study_tables import in_a_sentence, many_arms, two_arms
 
@@ -35,10 +36,13 @@ STUDIES = {
 """Block of README.md -> folder of a recorded study of many arms."""
 RECORD = """```bash
 pip install -e ".[bench]"   # on a CPU: CPU builds of torch and torchvision first
-for name in fisher peers scaling sharpness curvature trajectory ddp interventions; do python benchmarks/bench_$name.py; done
+for name in fisher peers scaling sharpness curvature trajectory ddp interventions; do
+  python benchmarks/bench_$name.py
+done
 python benchmarks/bench_peers.py --device cuda --examples 64 --name bench_peers_gpu   # with a GPU
 python benchmarks/bench_scaling.py --device cuda --name bench_scaling_gpu             # with a GPU
 python benchmarks/bench_statistics.py
+python benchmarks/bench_similarity.py
 python benchmarks/make_tables.py
 ```"""
 
@@ -50,6 +54,7 @@ def main() -> int:
     readme, details = ROOT / "README.md", ROOT / "benchmarks" / "README.md"
     text = readme.read_text(encoding="utf-8")
     new = replaced(text, "statistics", statistics(record("bench_statistics"), True))
+    new = replaced(new, "similarity", similarity(record("bench_similarity"), True))
     for block, (folder, title) in PAIRS.items():
         new = replaced(new, block, two_arms(read_study(RESULTS / folder / STUDY_FILE), folder, title))
     lora = "intents_across_languages_lora"
@@ -99,6 +104,8 @@ def all_costs() -> str:
             ]
     found = record("bench_statistics")
     parts += ["## Intervals and tests", statistics(found, False), "[Record](results/bench_statistics.json)."]
+    found = record("bench_similarity")
+    parts += ["## Similarity before training", similarity(found, False), "[Record](results/bench_similarity.json)."]
     return "\n\n".join(parts) + "\n"
 
 

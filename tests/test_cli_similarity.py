@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +39,18 @@ def test_ranks_domains_and_writes_the_folder(project, capsys):
     assert written["command"].startswith("hf-early-ood similarity ")
     assert main(command(project, "--json")) == 0
     assert json.loads(capsys.readouterr().out)["sources"] == written["sources"]
+
+
+@pytest.mark.slow
+def test_the_command_of_readme(tmp_path, monkeypatch, capsys):
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"<!-- command: similarity -->\n```bash\n(.*?)```", readme, flags=re.DOTALL)
+    program, *words = shlex.split(block.replace("\\\n", " ").splitlines()[0])
+    assert program == "hf-early-ood"
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 0
+    assert "Sources for bundled:vader-icwsm2014#nyt" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out_similarity").iterdir()} == {"similarity.json", "similarity.png"}
 
 
 def test_ranks_checkpoints(project, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -9,9 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers import AutoModelForSequenceClassification, default_data_collator
 
-from hf_early_ood import EarlyDynamicsCallback
+import hf_early_ood
+from hf_early_ood.cli import build_parser
+from hf_early_ood.config.loading import load_run
+from hf_early_ood.config.presets import preset_names
+from hf_early_ood.config.schema import RunConfig
 from tests import families, support_table
 from tests.training import Rows
 
@@ -42,7 +48,7 @@ def test_callbacks_that_are_named_can_be_made():
     calls = re.findall(r"`(EarlyDynamicsCallback\([^`]+\))`", README)
     assert len(calls) >= 2
     for call in calls:
-        assert eval(call, {"EarlyDynamicsCallback": EarlyDynamicsCallback}).records == []
+        assert eval(call, {"EarlyDynamicsCallback": hf_early_ood.EarlyDynamicsCallback}).records == []
 
 
 def test_tables_are_those_of_the_recorded_results():
@@ -65,6 +71,40 @@ def test_pictures_are_there(image):
 def test_named_files_exist():
     for name in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / name).exists(), name
+
+
+def methods():
+    """The rows of the table of methods: method, paper, module, how to run it, reproduced, not reproduced."""
+    table = README.split("## Methods\n")[1].split("\n## ")[0]
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+@pytest.mark.parametrize("row", methods(), ids=lambda row: row[0])
+def test_methods_are_where_the_table_says(row, tmp_path):
+    _, paper, modules, ways, reproduced, _ = row
+    assert re.search(r"\(https://arxiv\.org/abs/\d{4}\.\d{4,5}\)|the same, ", paper)
+    assert reproduced
+    for module in re.findall(r"`([^`]+)`", modules):
+        assert (ROOT / "hf_early_ood" / module).is_file(), module
+    for way in re.findall(r"`([^`]+)`", ways):
+        if way.startswith("hf-early-ood "):
+            with pytest.raises(SystemExit, match=r"^0$"):
+                build_parser().parse_args([way.split()[1], "--help"])
+        elif re.fullmatch(r"\w+", way):
+            assert way in preset_names() or hasattr(hf_early_ood, way), way
+        else:
+            load_run(recipe_with(yaml.safe_load(way), tmp_path))
+
+
+def recipe_with(keys, folder):
+    """A recipe of this repository with further keys, of the whole or of its section ``intervention``."""
+    recipe = yaml.safe_load((ROOT / "recipes/sentiment_across_domains/standard.yaml").read_text(encoding="utf-8"))
+    if not {"preset", *(field.name for field in dataclasses.fields(RunConfig))} & {*keys}:
+        keys = {"intervention": {"method": "gradual_unfreezing", **keys}}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**recipe, "intervention": None, **keys}), encoding="utf-8")
+    return path
 
 
 @pytest.mark.slow

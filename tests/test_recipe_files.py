@@ -31,7 +31,13 @@ FOLDERS = {
     "paraphrases_across_languages": FOUR_WAYS,
     "questions_across_languages": FOUR_WAYS,
     "reviews_across_domains": FOUR_WAYS,
-    "sentiment_across_domains": {*FOUR_WAYS, "gradual_unfreezing_fixed", "interventions", "random_intervals"},
+    "sentiment_across_domains": {
+        *FOUR_WAYS,
+        "gradual_unfreezing_fixed",
+        "interventions",
+        "prediction_depth",
+        "random_intervals",
+    },
 }
 # One of each task; the rest takes a minute or two.
 ALWAYS = {
@@ -72,7 +78,7 @@ def shared_run(file: Path) -> RunConfig:
 
 
 def test_all_are_there():
-    assert len(FILES) == 45
+    assert len(FILES) == 46
     assert {folder: {file.stem for file in FILES if file.parent.name == folder} for folder in FOLDERS} == FOLDERS
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 
 from datasets import Dataset
 from transformers.utils import logging
@@ -192,6 +193,7 @@ def load_splits(
     }
     _check_seen(task, reports, info)
     _tell(reports)
+    _tell_shared(datasets)
     _tell_findings({split: report.findings for split, report in reports.items()})
     report = DataReport(
         splits=reports,
@@ -245,8 +247,10 @@ def load_test_splits(
     _refuse_problems(problems, specs)
     info = {split: _info(specs[split], part, vocabulary.names or ()) for split, part in loaded.items()}
     findings = {split: part.findings for split, part in loaded.items()}
+    datasets = {split: part.dataset for split, part in loaded.items()}
     _tell_findings(findings)
-    return {split: part.dataset for split, part in loaded.items()}, info, findings
+    _tell_shared(datasets)
+    return datasets, info, findings
 
 
 def _refuse_problems(problems: Mapping[str, DataError], specs: Mapping[str, SplitSpec]) -> None:
@@ -309,6 +313,15 @@ def _tell(reports: Mapping[str, SplitReport]) -> None:
         unanswered = report.label_counts.get(WITHOUT_ANSWER, 0)
         if unanswered and reports[names.TRAIN].label_counts.get(WITHOUT_ANSWER) == 0:
             logger.warning(f"{split}: {unanswered} questions have no answer, and training has none of that kind.")
+
+
+def _tell_shared(datasets: Mapping[str, Dataset]) -> None:
+    """Warn of evaluation sets that have examples in common: what counts twice, or is not out of distribution."""
+    texts = {split: set(joined_texts(dataset)) for split, dataset in datasets.items() if split != names.TRAIN}
+    for first, second in combinations(texts, 2):
+        shared = len(texts[first] & texts[second])
+        if shared:
+            logger.warning(f"{second}: {shared} of {len(texts[second])} examples are also in {first}.")
 
 
 def _tell_findings(findings: Mapping[str, Mapping[str, int]]) -> None:

@@ -51,8 +51,8 @@ def write_weights(path: str | PathLike[str], weights: Mapping[str, Tensor]) -> s
     """Write weights on the CPU to a file, whole or not at all, and give its SHA-256.
 
     Example:
-        >>> import tempfile, torch
-        >>> path = Path(tempfile.mkdtemp()) / "weights.safetensors"
+        >>> import pathlib, tempfile, torch
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "weights.safetensors"
         >>> write_weights(path, {"w": torch.zeros(2)}) == sha256(path)
         True
         >>> WeightsFile(path)["w"].tolist()

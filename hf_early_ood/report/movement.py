@@ -52,8 +52,8 @@ def movement_tables(measurements: Sequence[Measurement], models: Mapping[int, st
             "Weights along the training",
             ("model", *_COLUMNS),
             rows,
-            "distance, cos start: of the weights and those at the start. step: from the model before. cos so far: of the"
-            " step and all movement so far. cos way: of the step and the way to the last model. signs: share that"
+            "distance, cos start: of the weights and those at the start. step: from the model before. cos so far: of"
+            " the step and all movement so far. cos way: of the step and the way to the last model. signs: share that"
             " differs from the start, where zero has a sign of its own.",
         ),
         Table(

@@ -80,8 +80,10 @@ def load_model(
     """Pretrained encoder or decoder with a head for a task, and its tokenizer.
 
     All global random number generators are seeded first (``transformers.set_seed``): the new head is the same for the
-    same seed. A tokenizer without a padding token (decoder-only models) gets its end-of-sequence token as one, and
-    the model is told, because it classifies at the last token that is not padding.
+    same seed. A checkpoint that has a head begins with it, each class by its name, also where the checkpoint has the
+    same classes in another order; a head for another number of classes is replaced by a new one, with a warning. A
+    tokenizer without a padding token (decoder-only models) gets its end-of-sequence token as one, and the model is
+    told, because it classifies at the last token that is not padding.
 
     Args:
         auto_class: Of the task, e.g. ``AutoModelForSequenceClassification``.
@@ -99,8 +101,9 @@ def load_model(
 
     Raises:
         DataError: If labels are fewer than two or repeated.
-        UnsupportedModelError: If the model cannot be loaded, if the checkpoint lacks weights below the head, or if the
-            tokenizer has neither a padding nor an end-of-sequence token.
+        UnsupportedModelError: If the model cannot be loaded, if the checkpoint lacks weights below the head, if nobody
+            can tell which layer of its head has the classes in another order, or if the tokenizer has neither a padding
+            nor an end-of-sequence token.
 
     Example:
         >>> from transformers import AutoModelForSequenceClassification as Auto
@@ -118,14 +121,22 @@ def load_model(
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its load report lists the new head as a problem; what is one is raised below
     try:
+        known = class_names(AutoConfig.from_pretrained(resolve_model(model_name), revision=revision))
+        resized = label_names is not None and len(label_names) != len(known)
         model, loaded = auto_class.from_pretrained(
-            resolve_model(model_name), revision=revision, dtype=dtype, output_loading_info=True, **model_arguments
-        )
+            resolve_model(model_name), revision=revision, dtype=dtype, output_loading_info=True,
+            ignore_mismatched_sizes=resized, **model_arguments,
+        )  # fmt: skip
     except (OSError, ValueError, RuntimeError) as error:
         raise not_loaded("model", model_name, error) from error
     finally:
         logging.set_verbosity(verbosity)
-    _check_new_weights(model, model_name, loaded["missing_keys"])
+    replaced = {name for name, *_ in loaded["mismatched_keys"]}
+    _check_new_weights(model, model_name, {*loaded["missing_keys"], *replaced})
+    if replaced:
+        logger.warning(f"The head of {model_name} is for {', '.join(known)}: a new one takes its place.")
+    elif label_names is not None and all(_below_head(name, model) for name in loaded["missing_keys"]):
+        _order_classes(model, model_name, known, label_names)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
@@ -193,8 +204,7 @@ def _check_new_weights(model: PreTrainedModel, model_name: str, missing: Iterabl
     Raises:
         UnsupportedModelError: If weights below the head are not in the checkpoint.
     """
-    body = f"{model.base_model_prefix}."
-    lost = sorted(name for name in missing if name.startswith(body) and "pooler" not in name)
+    lost = sorted(name for name in missing if _below_head(name, model) and "pooler" not in name)
     if lost:
         raise UnsupportedModelError(
             "The checkpoint lacks weights below the head: they would start from random numbers.",
@@ -202,6 +212,40 @@ def _check_new_weights(model: PreTrainedModel, model_name: str, missing: Iterabl
             fix="Check that the checkpoint and its config.json belong together.",
         )
     logger.info(f"New weights of the head: {', '.join(sorted(missing)) or 'none, the checkpoint has one'}.")
+
+
+def _order_classes(model: PreTrainedModel, model_name: str, known: Sequence[str], wanted: Sequence[str]) -> None:
+    """Bring the rows of the checkpoint's head, which are in the order ``known``, into that of the data.
+
+    Raises:
+        UnsupportedModelError: If more or less than one layer can be the one that has a row for each class.
+    """
+    if list(known) == list(wanted):
+        return
+    if set(known) != set(wanted):
+        logger.warning(
+            f"The head of {model_name} is for {', '.join(known)}: {', '.join(wanted)} begin with its weights."
+        )
+        return
+    layers = [
+        layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and layer.out_features == len(known) and not _below_head(name, model)
+    ]
+    if len(layers) != 1:
+        raise UnsupportedModelError(
+            "The checkpoint has the classes in another order, and its head does not tell where its rows are.",
+            got=f"{', '.join(known)} in {model_name}, {', '.join(wanted)} in the data",
+            fix="Bring the labels of the data into the order of the checkpoint, or remove its head.",
+        )
+    rows = torch.tensor([list(known).index(name) for name in wanted])
+    with torch.no_grad():
+        for parameter in layers[0].parameters():
+            parameter.copy_(parameter[rows])
+
+
+def _below_head(name: str, model: PreTrainedModel) -> bool:
+    return name.startswith(f"{model.base_model_prefix}.")
 
 
 def empty_model(

@@ -159,6 +159,21 @@ def test_exact_duplicates_of_an_evaluation_set_are_counted(tmp_path: Path, monke
     assert said == ["id_test: 2 examples repeat an earlier one exactly; they are kept."]
 
 
+def test_sets_that_share_examples_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("hf_early_ood.data.splits.logger.warning", said.append)
+    labels = ["fruit", "color"]
+    train = write_texts(tmp_path / "a.jsonl", labels, ["apple", "pink"])
+    test = write_texts(tmp_path / "b.jsonl", labels, ["pear", "blue"])
+    partly = write_texts(tmp_path / "c.jsonl", labels, ["plum", "blue"])
+    load_splits(train=train, id_test=test, ood={"same": test, "partly": partly, "other": train})
+    assert [words for words in said if "also in" in words] == [
+        "ood/same: 2 of 2 examples are also in id_test.",
+        "ood/partly: 1 of 2 examples are also in id_test.",
+        "ood/partly: 1 of 2 examples are also in ood/same.",
+    ]
+
+
 def test_truncated_examples_have_a_place_in_the_report(specs: dict[str, Any]) -> None:
     report = load_splits(**specs).report
     assert report.splits["train"].truncated is None

@@ -1,4 +1,4 @@
-"""Started on every rank: trains with the trajectory measured, under DDP or FSDP2, and saves the series, rank by rank."""
+"""Started on every rank: trains with the trajectory measured, under DDP or FSDP2, and saves the series."""
 
 from __future__ import annotations
 

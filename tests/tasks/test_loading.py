@@ -62,6 +62,36 @@ def test_labels_of_a_classifier(names: list[str]) -> None:
         TASK.load(BUNDLED, names)
 
 
+@pytest.fixture(params=["bert", "xlm-roberta", "gpt2"])
+def classifier(request, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[Path, torch.Tensor]:
+    """Folder of a tiny classifier of no, maybe, yes, and its logits for a text."""
+    names = {"id2label": {0: "no", 1: "maybe", 2: "yes"}, "label2id": {"no": 0, "maybe": 1, "yes": 2}}
+    model = families.build(request.param, num_labels=3, pad_token_id=0)
+    model.config.update(names)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path, model.eval()(input_ids=torch.tensor([[4, 5, 6]])).logits
+
+
+def test_classes_of_a_checkpoint_are_taken_by_name(classifier) -> None:
+    folder, logits = classifier
+    model, _ = TASK.load(str(folder), ["yes", "no", "maybe"])
+    assert model.config.id2label == {0: "yes", 1: "no", 2: "maybe"}
+    assert torch.equal(model.eval()(input_ids=torch.tensor([[4, 5, 6]])).logits, logits[:, [2, 0, 1]])
+
+
+def test_head_for_another_number_of_classes_is_replaced(classifier, caplog) -> None:
+    folder, _ = classifier
+    with caplog.at_level("WARNING"):
+        model, _ = TASK.load(str(folder), ["no", "yes"], seed=3)
+    same, _ = TASK.load(str(folder), ["no", "yes"], seed=3)
+    assert "is for no, maybe, yes: a new one takes its place" in caplog.text
+    given = [one.eval()(input_ids=torch.tensor([[4, 5, 6]])).logits for one in (model, same)]
+    assert given[0].shape == (1, 2)
+    assert torch.equal(*given)
+    assert TASK.load(str(folder), ["no", "maybe", "yes"])[0](input_ids=torch.tensor([[4, 5, 6]])).logits.shape == (1, 3)
+
+
 def test_empty_model_leaves_random_numbers_alone() -> None:
     before = torch.get_rng_state()
     model = TASK.empty(BUNDLED, num_labels=5)
