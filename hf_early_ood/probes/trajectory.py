@@ -283,7 +283,7 @@ def _merged(
         torch.add(under, added_then, out=rows[_W0])
         torch.sub(added, added_then, out=rows[_D])
         if previous is not None:
-            torch.sub(added, difference(previous, place, base[place].to(table)), out=rows[_U])
+            torch.sub(added, difference(previous), out=rows[_U])
         yield rows
 
 
@@ -291,7 +291,7 @@ def _table(weight: Tensor, size: int, has_update: bool, width: int = 1) -> Tenso
     """Room for a piece, in float64, where that can be computed with: on the device of a weight, or else on the CPU."""
     device = torch.device("cpu") if weight.device.type == "mps" else weight.device
     most = max(width, (_ON_CPU if device.type == "cpu" else _ELSEWHERE) // width * width)
-    return torch.empty(6 if has_update else 5, min(most, size), dtype=torch.float64, device=device)
+    return torch.empty(6 if has_update else 5, max(1, min(most, size)), dtype=torch.float64, device=device)
 
 
 def _summed(pieces: Iterator[Tensor]) -> Tensor:

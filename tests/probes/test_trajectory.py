@@ -108,6 +108,17 @@ def test_all_zero_at_the_start_has_nothing_to_be_relative_to():
     assert (total.relative_distance, total.cosine, total.distance) == (None, None, pytest.approx(math.sqrt(2)))
 
 
+def test_a_tensor_without_weights_and_one_without_dimensions():
+    layer = nn.Module()
+    layer.register_parameter("none", nn.Parameter(torch.empty(0, 3)))
+    layer.register_parameter("one", nn.Parameter(torch.tensor(2.0)))
+    groups = LayerGroups([LayerGroup(name, {name: p}) for name, p in layer.named_parameters()])
+    start = copied(layer, groups)
+    layer.one.data.fill_(-1)
+    found = trajectory(layer, start=start, groups=groups)
+    assert (found.total.distance, found.total.sign_changes, list(found.groups)) == (3, 1, ["one"])
+
+
 def test_sums_of_many_float32_weights_are_exact():
     """A norm that is added up in float32 is off by 1e-3 there."""
     layer, groups = one(*([0.1] * 10))
