@@ -16,8 +16,9 @@ source and of the target and the same few examples, scores of `hf_early_ood.prob
 no theory: `zero_shot`, 1 - balanced accuracy of the source's linear teacher on all of the target that has labels.
 
 Spearman's correlation over the sources of a target, averaged over targets, with the t interval over targets; and over
-all pairs, with the interval of Bonett & Wright (2000), which takes pairs for independent: pairs share domains, so it is
-too narrow. Writes benchmarks/results/bench_similarity.json.
+all pairs, with the interval of Bonett & Wright (2000). Both take for independent what shares domains, so they can be
+too narrow; the tables add a permutation test of the mean over targets, which does not.
+Writes benchmarks/results/bench_similarity.json.
 """
 
 from __future__ import annotations

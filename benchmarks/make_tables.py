@@ -14,7 +14,7 @@ from typing import Any
 from cost_tables import TABLES, TITLES
 from similarity_tables import similarity
 from statistics_tables import statistics
-from study_tables import in_a_sentence, many_arms, two_arms
+from study_tables import depths, in_a_sentence, many_arms, replaceable, two_arms
 
 from hf_early_ood.atomic import write_text
 from hf_early_ood.names import STUDY_FILE
@@ -62,6 +62,10 @@ def main() -> int:
     new = replaced(new, "results of intents with LoRA", words)
     for block, folder in STUDIES.items():
         new = replaced(new, f"results of {block}", many_arms(read_study(RESULTS / folder / STUDY_FILE), folder))
+    depth = "sentiment_prediction_depth"
+    new = replaced(new, "results of depth", depths(read_study(RESULTS / depth / STUDY_FILE), depth))
+    layers = "replaceable_layers"
+    new = replaced(new, "results of layers", replaceable(read_study(RESULTS / layers / STUDY_FILE), layers))
     for name, table in TABLES.items():
         new = replaced(new, f"costs of {name}", table(record(f"bench_{name}"), True) if recorded(name) else "")
     wanted = {readme: new, details: all_costs()}

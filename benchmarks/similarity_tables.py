@@ -8,6 +8,7 @@ from typing import Any
 
 from bench_similarity import ZERO_SHOT
 from cost_tables import command_of, table
+from similarity_summary import chance
 
 from hf_early_ood.bundled import INTENTS_DATASET, VADER_DATASET
 
@@ -27,17 +28,23 @@ def similarity(record: Mapping[str, Any], short: bool) -> str:
     rows = []
     for measure in first["spearman"]:
         name = "source's linear teacher as it is" if measure == ZERO_SHOT else measure.replace("_", " ")
-        cells = [interval(found["spearman"][measure]["within_targets"]) for found in results.values()]
+        cells = []
+        for found in results.values():
+            p = chance(found["pairs"], measure)
+            cells += [interval(found["spearman"][measure]["within_targets"]), "" if p is None else f"{p:.3f}"]
         if not short:
             cells += [interval(found["spearman"][measure]["all_pairs"]) for found in results.values()]
         rows.append((f"**{name}**" if measure == primary else name, *cells))
-    head = ["", *(_TITLES[name] for name in results)]
+    head = ["", *(cell for name in results for cell in (_TITLES[name], "p"))]
     if not short:
         head += [f"{_TITLES[name]}: all pairs" for name in results]
     title = (
         "Rank correlation (Spearman) over the sources of a target, of the score before training with the error measured"
         f" after fine-tuning on a few examples ({few(results)}); means over targets and 95 % intervals over them; 1 is"
-        f" the right order for every target; fixed beforehand as what counts: bold ({command_of(dict(record))}):"
+        " the right order for every target. Targets share their sources, so that an interval can be too narrow; p is"
+        " not misled: the share of all ways to exchange the names of the domains in what was predicted that have a mean"
+        f" as high. Fixed beforehand as what counts: bold ({command_of(dict(record))})."
+        + ("" if short else " Intervals of all pairs take these for independent, and are too narrow.")
     )
     parts = [title, table(head, rows), gains(results, primary)]
     if not short:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from statistics import fmean
 
 from hf_early_ood.names import ID_TEST, OOD_MACRO_MEAN, OOD_WORST
+from hf_early_ood.report.beside import study_depth
 from hf_early_ood.report.layout import Table, metric_title, points, signed, with_interval
 from hf_early_ood.report.reading import split_label
+from hf_early_ood.report.replaceable import SPLITS, replaceable_table
 from hf_early_ood.report.tables import first_release
 from hf_early_ood.report.verdict import by_ood_mean, find_comparison, judge, ood_sets, win_rate_in_words
 from hf_early_ood.results import ArmRun, StudyRecord
@@ -40,6 +42,23 @@ def many_arms(study: StudyRecord, folder: str) -> str:
     words += [f"Failed: {', '.join(failed)}."] if failed else []
     link = f"`{study.command}`, [record](benchmarks/results/{folder}/study.json)."
     return "\n\n".join([Table(title, headers, rows).markdown(), *words, link])
+
+
+def depths(study: StudyRecord, folder: str) -> str:
+    """Prediction depth of every arm, beside its scores out of distribution in one sentence."""
+    scores = ", ".join(f"{arm} {points(_mean(study, arm, OOD_MACRO_MEAN))}" for arm in study.arms)
+    words = f"{metric_title(study.metric)} on the mean of the OOD sets, percent: {scores}. {len(study.seeds)} seeds."
+    (table,) = study_depth(study)
+    link = f"`{study.command}`, [record](benchmarks/results/{folder}/study.json)."
+    return "\n\n".join([table.markdown(), words, link])
+
+
+def replaceable(study: StudyRecord, folder: str) -> str:
+    """What perturbing layer groups costs, by update, in distribution and out of it."""
+    tables = [replaceable_table(study, split).markdown() for split in SPLITS]
+    examples = {item.n_examples for item in study.comparisons if item.split == OOD_MACRO_MEAN}
+    link = f"`{study.command}`, [record](benchmarks/results/{folder}/study.json); {max(examples)} OOD examples."
+    return "\n\n".join([*tables, link])
 
 
 def two_arms(study: StudyRecord, folder: str, title: str) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hf_early_ood.callbacks.fisher_penalty import FisherPenaltyCallback
     from hf_early_ood.callbacks.generations import GenerationsCallback
     from hf_early_ood.callbacks.learning_rates import LearningRatesCallback
+    from hf_early_ood.callbacks.perturbing import PerturbationCallback
     from hf_early_ood.callbacks.refreezing import AutoFreezeCallback, LISACallback
     from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
     from hf_early_ood.callbacks.watching import watch
@@ -44,6 +45,7 @@ _MODULES = {
     "LayerGroup": "layers",
     "LayerGroups": "layers",
     "LearningRatesCallback": "callbacks.learning_rates",
+    "PerturbationCallback": "callbacks.perturbing",
     "StabilizationDetector": "stabilization",
     "UnfreezingSchedule": "schedules",
     "average_sharpness": "probes.sharpness",
@@ -74,6 +76,7 @@ __all__ = [
     "LayerGroup",
     "LayerGroups",
     "LearningRatesCallback",
+    "PerturbationCallback",
     "StabilizationDetector",
     "UnfreezingSchedule",
     "average_sharpness",

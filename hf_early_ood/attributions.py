@@ -89,6 +89,10 @@ _PENALTY = (
     "Jastrzebski, S. et al. (2021). Catastrophic Fisher Explosion: Early Phase Fisher Matrix Impacts Generalization. "
     "arXiv 2012.14193."
 )
+_EARLY_PHASE = (
+    "Frankle, J., Schwab, D.J. & Morcos, A.S. (2020). The Early Phase of Neural Network Training. arXiv 2002.10365."
+)
+_LAYERS_EQUAL = "Zhang, C., Bengio, S. & Singer, Y. (2019). Are All Layers Created Equal? arXiv 1902.01996."
 _WISE_FT = "Wortsman, M. et al. (2022). Robust fine-tuning of zero-shot models. arXiv 2109.01903."
 _LORA = "Hu, E.J. et al. (2021). LoRA: Low-Rank Adaptation of Large Language Models. arXiv 2106.09685."
 
@@ -118,6 +122,9 @@ def of_method(config: Mapping[str, Any]) -> list[str]:
         found += [_SEAL] if generations.get("ascent") is not None else []
         found += [_FORGETTING] if generations.get("forget") else []
     found += [_PENALTY] if intervention.get("fisher_penalty") is not None else []
+    perturbation = intervention.get("perturbation")
+    if perturbation is not None:
+        found.append(_LAYERS_EQUAL if str(perturbation.get("kind")).startswith("reset_to") else _EARLY_PHASE)
     found += [_WISE_FT] if intervention.get("weight_interpolation") is not None else []
     found += [_LORA] if (config.get("model") or {}).get("lora") is not None else []
     return found

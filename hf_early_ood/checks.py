@@ -9,6 +9,7 @@ from typing import Any
 from hf_early_ood.errors import ConfigurationError, did_you_mean
 
 KEEP, RESET = OPTIMIZER_STATES = ("keep", "reset")  # what becomes of the optimizer's state of a layer group
+LARGEST_SEED = 2**32  # what every generator takes
 PARAMETER_CHOICES = ("trainable", "all")  # which parameters a measurement is of
 
 
@@ -41,6 +42,22 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigurationError(f"{name} is not usable.", got=repr(value), allowed=f"a whole number, {least} or more")
+
+
+def check_seed(value: Any) -> None:
+    """Check that a seed is one that every generator takes.
+
+    Raises:
+        ConfigurationError: It is not.
+
+    Example:
+        >>> check_seed(2**70)
+        Traceback (most recent call last):
+        hf_early_ood.errors.ConfigurationError: seed is not usable. Got: 1180591620717411303424. Allowed: below 2**32.
+    """
+    check_count("seed", value, least=0)
+    if value >= LARGEST_SEED:
+        raise ConfigurationError("seed is not usable.", got=value, allowed="below 2**32")
 
 
 def check_number(name: str, value: Any, *, zero: bool = False) -> None:

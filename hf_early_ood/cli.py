@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the process's exit status: 0 done, 1 a run of a study failed, 2 an error of the user."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    for client in ("httpx", "httpx2"):  # they tell every request to the Hub
+        logging.getLogger(client).setLevel(logging.WARNING)
     parser = build_parser()
     options, overrides = parser.parse_known_args(words)
     if overrides and not options.takes_overrides:

@@ -41,7 +41,7 @@ def add_publish(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="benchmarks of the Hub whose scores are written to .eval_results",
     )
     publish.add_argument("--public", action="store_true", help="create public repositories")
-    publish.add_argument("--replace", action="store_true", help="write into a repository that holds something else")
+    publish.add_argument("--replace", action="store_true", help="write also over something else, or a changed card")
     publish.add_argument("--license", help="of the model, as the Hub writes it, such as apache-2.0")
     publish.add_argument("--language", nargs="+", default=[], metavar="CODE", help="ISO 639 codes (as the data says)")
     publish.add_argument("--tags", nargs="+", default=[], metavar="TAG", help="further tags")

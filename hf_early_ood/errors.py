@@ -41,7 +41,7 @@ class ConfigurationError(EarlyOODError, ValueError):
 
 @contextmanager
 def named(section: str) -> Iterator[None]:
-    """Let an error about settings or data inside the block begin with the section, or the set, that it is about.
+    """Let an error inside the block begin with what it is about: a section of settings, a set, a model.
 
     Example:
         >>> with named("probe"):
@@ -51,7 +51,7 @@ def named(section: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ConfigurationError, DataError) as error:
+    except EarlyOODError as error:
         raise type(error)(f"{section}: {error.what}", got=error.got, allowed=error.allowed, fix=error.fix) from error
 
 

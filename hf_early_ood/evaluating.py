@@ -145,7 +145,8 @@ def material(suite: RunConfig, label_names: Sequence[str] | None = None, *, with
     Args:
         suite: From `hf_early_ood.config.load_suite`.
         label_names: As in `evaluate_checkpoint`.
-        with_train: Load the training set, too: first, and as it is, near-duplicates of the other sets included.
+        with_train: Load the training set, too: first, and as a training would, so that its near-duplicates of the other
+            sets are left out where the suite says so.
 
     Raises:
         UnsupportedModelError: The model cannot be read, or is for another task.
@@ -172,6 +173,7 @@ def material(suite: RunConfig, label_names: Sequence[str] | None = None, *, with
             known or None, "the model", "Give the label of each class of the model, in its order, with --label-names."
         ),
         leave_out_blank=data.leave_out_blank,
+        drop_near_duplicates=data.drop_near_duplicates,
         seed=data.seed,
     )
     return Checked(task, blueprint, known, datasets, info, findings)
@@ -202,7 +204,7 @@ def _settings(suite: RunConfig, label_names: Sequence[str] | None, tokenizer: st
     """What the result depends on."""
     keys = suite.to_dict()
     data = {key: value for key, value in keys["data"].items() if key != names.TRAIN}
-    keys["evaluation"].pop("prediction_depth")  # needs the training set: see `prediction_depths`
+    keys["evaluation"].pop("prediction_depth")  # needs the training set: see `deepness`
     settings = {key: keys[key] for key in ("name", "seed", "task", "model", "evaluation")}
     given = None if label_names is None else list(label_names)
     return {**settings, "data": data, "label_names": given, "tokenizer": tokenizer}

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from hf_early_ood import names
 from hf_early_ood.atomic import write_text
 from hf_early_ood.bundled.models import BUNDLED_MODEL, WEIGHTS_SHA256
-from hf_early_ood.callbacks.making import also, make_callbacks, make_staged
+from hf_early_ood.callbacks.making import make_callbacks, make_staged, record_of
 from hf_early_ood.callbacks.measuring import from_main_process
 from hf_early_ood.callbacks.previewing import beside
 from hf_early_ood.callbacks.watching import watch
@@ -43,7 +43,6 @@ from hf_early_ood.interventions.weight_interpolation import copied_weights
 from hf_early_ood.layers import find_layer_groups
 from hf_early_ood.report.figures import signal_figure
 from hf_early_ood.results import (
-    InterventionRecord,
     ModelRecord,
     ProbeRecord,
     RunRecord,
@@ -166,6 +165,7 @@ def _drop_checkpoints(folder: Path, config: RunConfig) -> None:
     if PartialState().is_main_process and "save_strategy" not in config.training:
         for checkpoint in checkpoints(folder).values():
             shutil.rmtree(checkpoint)
+        (folder / names.PERTURBATION_START_FILE).unlink(missing_ok=True)
 
 
 def check(config: RunConfig) -> str:
@@ -420,17 +420,17 @@ def _record_unfreezing(
 ) -> None:
     """What was released when, what it cost to decide, and the figure of it."""
     if trainer.unfreezing is None:
-        progress.parts["intervention"] = InterventionRecord(config.intervention.method, also=also(config.intervention))
+        progress.parts["intervention"] = record_of(config.intervention, trainer.callback_handler.callbacks)
         return
     PartialState().wait_for_everyone()
     series = read_dynamics(folder / names.DYNAMICS_FILE)
     trained = {name for stage in series.stages for name in stage.released}
-    progress.parts["intervention"] = InterventionRecord(
-        config.intervention.method,
-        series.stages,
-        series.decision,
-        also(config.intervention),
-        tuple(name for name in groups if name not in trained),
+    progress.parts["intervention"] = record_of(
+        config.intervention,
+        trainer.callback_handler.callbacks,
+        stages=series.stages,
+        decision=series.decision,
+        never_trained=tuple(name for name in groups if name not in trained),
     )
     measured = [item for item in series.measurements if item.seconds is not None]
     if not measured:

@@ -75,6 +75,7 @@ DYNAMICS_FILE = "dynamics.jsonl"
 PREDICTIONS_FILE = "predictions.parquet"
 FIRST_STAGE_FILE = "first_stage.safetensors"
 START_WEIGHTS_FILE = "_trajectory/start.safetensors"  # transformers does not push what begins with _
+PERTURBATION_START_FILE = "perturbation_start.safetensors"
 SIGNAL_FIGURE = "signal.png"
 COMPARISON_FIGURE = "comparison.png"
 MODEL_FOLDER = "model"
@@ -123,6 +124,7 @@ LOG_RATE_FACTOR = f"{LOG}/learning_rate_factor"  # then /<group>
 LOG_GENERATION = f"{LOG}/generation"
 LOG_ASCENDING = f"{LOG}/ascending"  # 1: early layers go up the gradient
 LOG_FISHER_PENALTY = f"{LOG}/fisher_penalty"
+LOG_PERTURBATION = f"{LOG}/perturbation"  # then /<group>; effective standard deviation
 
 LOG_SETTINGS = f"{LOG}/settings"  # a text
 

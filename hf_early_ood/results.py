@@ -137,6 +137,16 @@ class DecisionRecord(_Record):
 
 
 @dataclass(frozen=True)
+class PerturbationRecord(_Record):
+    """Weights of layer groups that were changed after ``step`` updates."""
+
+    step: int
+    kind: str
+    effective_std: dict[str, float | None]
+    """Layer group -> standard deviation of what was added to its weights."""
+
+
+@dataclass(frozen=True)
 class InterventionRecord(_Record):
     """What was done to training. ``decision`` is None where no detector was asked."""
 
@@ -147,6 +157,7 @@ class InterventionRecord(_Record):
     """What else was done, by the names of its sections: learning_rates, generations, ..."""
     never_trained: tuple[str, ...] = ()
     """Layer groups that no stage released."""
+    perturbation: PerturbationRecord | None = None
 
 
 @dataclass(frozen=True)

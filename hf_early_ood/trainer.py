@@ -376,6 +376,8 @@ class EarlyOODTrainer(Trainer):
         self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, checkpoint: Any, trial: Any
     ) -> tuple[int, int]:
         """Take up a checkpoint's state, and the best checkpoint also where the folder of both has been moved."""
+        if checkpoint is None:
+            self._evaluations.begin()
         begun = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial)
         if checkpoint is not None and self.state.best_model_checkpoint is None and self.state.best_global_step:
             best = checkpoints(Path(checkpoint).parent).get(self.state.best_global_step)

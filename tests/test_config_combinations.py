@@ -25,6 +25,7 @@ PENALTY = {"fisher_penalty": {"alpha": 0.1}}
 DECAY = {"learning_rates": {"layer_decay": 0.9}}
 SWITCH = {"learning_rates": {"switch_factor": 0.1, "switch_at": 20}}
 SWITCH_AUTO = {"learning_rates": {"switch_factor": 0.1, "switch_at": "auto"}}
+RESET = {"perturbation": {"at": 0.1, "kind": "reset_to_start", "groups": ["block.0"]}}
 WISE = {"weight_interpolation": {}}
 FIRST_STAGE = {"weight_interpolation": {"head": "first_stage"}}
 
@@ -49,6 +50,9 @@ def read(*parts: dict[str, Any]) -> RunConfig:
         ((AUTOFREEZE, RESTARTS), r"intervention\.generations: .*it does not go with method autofreeze"),
         ((SEAL, PENALTY), r"intervention\.fisher_penalty: would be raised, not lowered"),
         ((LLF, WISE), r"intervention\.weight_interpolation: .*there is no path between"),
+        ((GRADUAL, RESET), r"intervention\.perturbation: .*it does not go with method gradual_unfreezing"),
+        ((LISA, RESET), r"intervention\.perturbation: .*it does not go with method lisa"),
+        ((RESET, WISE), r"intervention\.weight_interpolation: .*perturbed on the way.*there is no path between"),
         ((STANDARD, FIRST_STAGE), r"weight_interpolation\.head: training does not begin with a stage"),
         ((LISA, FIRST_STAGE), r"weight_interpolation\.head: training does not begin with a stage"),
         ((FIXED, {"start": 10}, FIRST_STAGE), r"weight_interpolation\.head: training does not begin with a stage"),
@@ -78,6 +82,8 @@ def test_what_does_not_go_together(parts: tuple[dict[str, Any], ...], message: s
         ((LLF, PENALTY, SWITCH), ["LearningRates", "Generations", "FisherPenalty"]),
         ((RESTARTS, PENALTY, WISE), ["Generations", "FisherPenalty"]),
         (({"generations": {"ascent": 0.25, "forget": True}},), ["Generations"]),
+        ((STANDARD, RESET), ["Perturbation"]),
+        ((LLF, PENALTY, DECAY, RESET), ["LearningRates", "Generations", "FisherPenalty", "Perturbation"]),
         ((STANDARD, PENALTY, WISE, SWITCH), ["LearningRates", "FisherPenalty"]),
     ],
 )
@@ -175,3 +181,40 @@ def test_one_mistake_does_not_hide_another() -> None:
 def test_what_cannot_be_read_is_not_compared(parts: tuple[dict[str, Any], ...]) -> None:
     with pytest.raises(ConfigurationError, match="1 problem"):
         read(*parts)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"at": -1}, r"at: is out of range\. Got: -1\. Allowed: a whole number of updates >= 0"),
+        ({"at": 1.2}, r"at: is out of range\. Got: 1\.2"),
+        ({"at": 0}, r"at: comes before anything has moved from the start"),
+        ({"at": "auto"}, r"at: has the wrong type"),
+        ({"kind": "reset"}, r"kind: has the wrong type.*Allowed: reset_to_start, reset_to_random"),
+        ({"groups": []}, r"groups: names no layer group"),
+        ({"groups": ["head", "head"]}, r"groups: names a layer group twice\. Got: 'head'"),
+        ({"within": "row"}, r"within: has no effect with kind reset_to_start"),
+        ({"std": 0.5}, r"std: has no effect with kind reset_to_start"),
+        ({"source": "start"}, r"source: has no effect with kind reset_to_start"),
+        ({"kind": "noise", "std": 0}, r"std: is out of range"),
+        ({"kind": "redraw_signs", "source": "initializer"}, r"source: is not one of kind redraw_signs"),
+        ({"sigma": 1}, r"sigma: unknown key"),
+    ],
+)
+def test_keys_of_a_perturbation(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"(?s)1 problem.*\n.*intervention\.perturbation\.{message}"):
+        read({"perturbation": {"at": 5, "kind": "reset_to_start", **section}})
+
+
+@pytest.mark.parametrize("at", [0, 5, 0.05, 1.0, "0.05", "1.0"])
+def test_an_update_of_a_perturbation(at: Any) -> None:
+    own = read({"perturbation": {"at": at, "kind": "shuffle"}}).intervention.perturbation
+    assert own is not None
+    assert own.at == float(at)
+    assert isinstance(own.at, int) == (at in (0, 5))
+
+
+def test_the_best_checkpoint_may_be_one_from_before_a_perturbation() -> None:
+    run = {**minimal(), "intervention": RESET, "training": {"load_best_model_at_end": True}}
+    with pytest.raises(ConfigurationError, match=r"training\.load_best_model_at_end: the best checkpoint may be"):
+        RunConfig.from_dict(run)

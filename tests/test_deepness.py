@@ -15,14 +15,17 @@ from hf_early_ood.cli import main
 from hf_early_ood.config import RunConfig, load_run, load_study
 from hf_early_ood.deepness import depth_suite, measure_depth
 from hf_early_ood.errors import ConfigurationError, ResumeError
+from hf_early_ood.evaluating import material
 from hf_early_ood.evaluation.predictions import read_predictions
 from hf_early_ood.probes.depth import prediction_depth
 from hf_early_ood.report.tables import run_table, study_report
 from hf_early_ood.rescoring import Scoring, rescore
 from hf_early_ood.results import read_run
 from hf_early_ood.study import run_study
+from hf_early_ood.tasks.depth import DepthReader
+from hf_early_ood.tasks.loading import load_tokenizer
 from hf_early_ood.tasks.sequence_classification import SequenceClassification
-from tests.tiny_project import make_project, run_settings, study_settings, write_yaml
+from tests.tiny_project import make_project, run_settings, sentences, study_settings, write_rows, write_yaml
 
 DEPTH = {"k": 5, "support": 40}
 SENTIMENT = Path(__file__).parents[1] / "recipes" / "sentiment_across_domains" / "standard.yaml"
@@ -74,6 +77,41 @@ def test_the_command_says_of_the_saved_model_what_its_run_says(project, tmp_path
     assert list(said["splits"]) == ["train", "id_validation", "id_test", "ood/a", "ood/b"]
     assert said["splits"]["train"]["num_examples"] == said["splits"]["id_test"]["num_support"] == 40
     assert said["splits"]["ood/a"]["mean"] == pytest.approx(table[table[names.SPLIT] == "ood/a"][names.DEPTH].mean())
+
+
+def test_examples_keep_their_order(project):
+    """Together, sorted by length and cut into batches, they have the depths that they have alone."""
+    suite = depth_suite(str(project / "out"), None)
+    checked = material(suite, with_train=True)
+    model, tokenizer = checked.blueprint.load(), load_tokenizer(suite.model.name)
+    reader = DepthReader(checked.task, model, tokenizer, checked.datasets[names.TRAIN], suite.evaluation)
+    dataset = checked.datasets[names.ID_TEST]
+    alone = [reader.depth(dataset.select([row])) for row in range(len(dataset))]
+    together = reader.depth(dataset)
+    assert together.depth.tolist() == [one.depth.item() for one in alone]
+    assert together.probes.tolist() == [one.probes[0].tolist() for one in alone]
+    assert len(set(together.depth.tolist())) > 1
+
+
+def test_neighbors_are_what_the_run_was_trained_on(project, tmp_path):
+    """Not the near-duplicates of a test set that the run has left out."""
+    leaked = [json.loads(line) for line in (project / "test.jsonl").read_text().splitlines()]
+    write_rows(tmp_path / "train.jsonl", [*sentences(40, 0), *leaked])
+    out = tmp_path / "run"
+    settings = run_settings(
+        project,
+        output_dir=str(out),
+        data__train={"source": str(tmp_path / "train.jsonl")},
+        data__drop_near_duplicates=True,
+        training__max_steps=2,
+        intervention={"method": "standard"},
+        evaluation__prediction_depth={"k": 5, "support": None},
+    )
+    experiment.run(RunConfig.from_dict(settings))
+    report = measure_depth(depth_suite(str(out), None))
+    assert report.splits["id_test"].num_support == read_run(out / names.RESULTS_FILE).data["train"].n <= 40
+    for split, part in read_predictions(out / names.PREDICTIONS_FILE).items():
+        assert report.splits[split].depth.tolist() == part.depths.tolist()
 
 
 def test_the_run_of_an_adapter(project, tmp_path):

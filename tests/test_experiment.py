@@ -207,6 +207,21 @@ def test_a_crash_leaves_a_record_and_the_run_goes_on_from_its_checkpoint(project
             ConfigurationError,
             "no layer group below the boundary",
         ),
+        (
+            {"intervention": {"perturbation": {"at": 13, "kind": "shuffle"}}},
+            ConfigurationError,
+            "The perturbation comes after training ends. Got: at=13, training makes 12 updates",
+        ),
+        (
+            {"intervention": {"perturbation": {"at": 3, "kind": "noise", "groups": ["block.3"]}}},
+            EarlyOODError,
+            "block.3",
+        ),
+        (
+            {"intervention": {"perturbation": {"at": 3, "kind": "redraw_magnitudes", "groups": ["head"]}}},
+            ConfigurationError,
+            "no magnitudes at the start",
+        ),
         ({"training__optim": "adamw_nonsense"}, ConfigurationError, "adamw_nonsense"),
         ({"data__max_length": 4096}, ConfigurationError, "max_length does not fit"),
     ],
@@ -251,6 +266,19 @@ def test_check_finds_layers_without_an_initializer(project, monkeypatch):
     forget = {"generations": {"boundary": "head", "forget": True}}
     with pytest.raises(UnsupportedModelError, match="Nothing initializes these"):
         experiment.check(run_config(project, intervention=forget))
+
+
+def test_a_run_records_its_perturbation_and_keeps_no_start(project):
+    own = {"perturbation": {"at": 1.0, "kind": "reset_to_start", "groups": ["head", "block.0"]}}
+    config = run_config(project, intervention=own)
+    assert "After 12 of 12 updates, reset_to_start: block.0, head (" in experiment.check(config)
+    record = experiment.run(config)
+    assert record.intervention.also == ("perturbation",)
+    found = record.intervention.perturbation
+    assert (found.step, found.kind, list(found.effective_std)) == (12, "reset_to_start", ["block.0", "head"])
+    assert all(std > 0 for std in found.effective_std.values())
+    assert not (project / "out" / names.PERTURBATION_START_FILE).exists()
+    assert read_run(project / "out" / names.RESULTS_FILE).intervention == record.intervention
 
 
 def test_unseen_label_in_an_ood_set(project):

@@ -97,6 +97,11 @@ def test_methods_are_where_the_table_says(row, tmp_path):
             load_run(recipe_with(yaml.safe_load(way), tmp_path))
 
 
+@pytest.mark.parametrize("line", re.findall(r"^intervention: \{perturbation.*$", README, flags=re.MULTILINE))
+def test_perturbations_are_written_so(line, tmp_path):
+    assert load_run(recipe_with(yaml.safe_load(line), tmp_path)).intervention.perturbation is not None
+
+
 def recipe_with(keys, folder):
     """A recipe of this repository with further keys, of the whole or of its section ``intervention``."""
     recipe = yaml.safe_load((ROOT / "recipes/sentiment_across_domains/standard.yaml").read_text(encoding="utf-8"))

@@ -37,6 +37,7 @@ FOLDERS = {
         "interventions",
         "prediction_depth",
         "random_intervals",
+        "replaceable_layers",
     },
 }
 # One of each task; the rest takes a minute or two.
@@ -78,7 +79,7 @@ def shared_run(file: Path) -> RunConfig:
 
 
 def test_all_are_there():
-    assert len(FILES) == 46
+    assert len(FILES) == 47
     assert {folder: {file.stem for file in FILES if file.parent.name == folder} for folder in FOLDERS} == FOLDERS
 
 

@@ -13,18 +13,21 @@ from hf_early_ood.callbacks.first_stage import FirstStageCallback
 from hf_early_ood.callbacks.fisher_penalty import FisherPenaltyCallback
 from hf_early_ood.callbacks.generations import GenerationsCallback
 from hf_early_ood.callbacks.learning_rates import LearningRatesCallback
+from hf_early_ood.callbacks.perturbing import PerturbationCallback
 from hf_early_ood.callbacks.refreezing import AutoFreezeCallback, LISACallback
 from hf_early_ood.callbacks.staged import StagedCallback
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.config.checks import SCHEDULE_KEYS
 from hf_early_ood.config.interventions import AutoFreezeConfig, InterventionConfig, LISAConfig
 from hf_early_ood.errors import ConfigurationError, named
+from hf_early_ood.results import InterventionRecord, PerturbationRecord
 
 _GRADUAL = (*SCHEDULE_KEYS, "schedule", "signal", "vote", "signal_settings")
 _SECTIONS: dict[str, Callable[..., TrainerCallback]] = {
     "learning_rates": LearningRatesCallback,
     "generations": GenerationsCallback,
     "fisher_penalty": FisherPenaltyCallback,
+    "perturbation": PerturbationCallback,
 }
 
 
@@ -73,6 +76,23 @@ def also(settings: InterventionConfig) -> tuple[str, ...]:
     """The sections of an intervention that are on beside its method."""
     sections = (*_SECTIONS, "weight_interpolation")
     return tuple(section for section in sections if getattr(settings, section) is not None)
+
+
+def record_of(
+    settings: InterventionConfig, callbacks: Sequence[TrainerCallback], **of_stages: Any
+) -> InterventionRecord:
+    """What the callbacks of an intervention have done, once training is over.
+
+    Args:
+        settings: Of the intervention.
+        callbacks: Those of the Trainer.
+        **of_stages: What the record says about stages.
+    """
+    events = [one.records[-1] for one in callbacks if isinstance(one, PerturbationCallback) and one.records]
+    perturbation = None
+    if events:
+        perturbation = PerturbationRecord.from_dict({k: v for k, v in events[-1].items() if k != "event"})
+    return InterventionRecord(settings.method, also=also(settings), perturbation=perturbation, **of_stages)
 
 
 def check_together(callbacks: Sequence[TrainerCallback]) -> None:

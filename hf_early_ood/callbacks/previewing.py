@@ -11,6 +11,7 @@ from hf_early_ood.callbacks.first_stage import check_first_stage
 from hf_early_ood.callbacks.generations import forgotten
 from hf_early_ood.callbacks.learning_rates import check_decides
 from hf_early_ood.callbacks.making import make_callbacks, make_staged
+from hf_early_ood.callbacks.perturbing import check, chosen, moment
 from hf_early_ood.config.interventions import (
     FisherPenaltyConfig,
     GenerationsConfig,
@@ -18,6 +19,7 @@ from hf_early_ood.config.interventions import (
     LearningRatesConfig,
     WeightInterpolationConfig,
 )
+from hf_early_ood.config.perturbations import PerturbationConfig
 from hf_early_ood.interventions.forgetting import initial_values
 from hf_early_ood.interventions.generations import Generations, split_at
 from hf_early_ood.interventions.learning_rates import LENGTHS, checked_length, constant_factors
@@ -48,6 +50,8 @@ def beside(settings: InterventionConfig, model: nn.Module, updates: int | None) 
         lines += _generations(settings.generations, model, groups, updates)
     if settings.fisher_penalty is not None:
         lines.append(_fisher_penalty(settings.fisher_penalty))
+    if settings.perturbation is not None:
+        lines.append(_perturbation(settings.perturbation, model, updates))
     if settings.weight_interpolation is not None:
         if settings.weight_interpolation.head == FIRST_STAGE:
             check_first_stage(schedule)
@@ -96,6 +100,15 @@ def _fisher_penalty(own: FisherPenaltyConfig) -> str:
     until = "" if own.until is None else f", for the first {in_words(own.until)}"
     every = "every update" if own.every == 1 else f"one of {own.every} updates"
     return f"The loss of {every} has {own.alpha:g} times the Fisher penalty of the batch added{until}."
+
+
+def _perturbation(own: PerturbationConfig, model: nn.Module, updates: int | None) -> str:
+    groups = chosen(own, model)
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        check(own, model, groups, own.seed or 0)  # raises
+    count = sum(parameter.numel() for parameters in groups.values() for parameter in parameters.values())
+    after = in_words(own.at) if updates is None else f"{moment(own, updates)} of {updates} updates"
+    return f"After {after}, {own.kind}: {', '.join(groups)} ({count:,} parameters)."
 
 
 def _weight_interpolation(own: WeightInterpolationConfig) -> str:

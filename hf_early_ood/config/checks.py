@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_early_ood.config.parsing import Problems, usable
+from hf_early_ood.config.perturbations import PerturbationConfig, faults
 from hf_early_ood.names import SEQUENCE_CLASSIFICATION
 from hf_early_ood.schedules import AUTO, RELEASES
 
@@ -75,6 +76,15 @@ def check_run(config: RunConfig, problems: Problems) -> None:
         max_steps = steps if isinstance(steps, int) and steps > 0 else None
     if usable(config.intervention):
         check_intervention(config.intervention, max_steps, problems)
+        perturbation = config.intervention.perturbation
+        best = usable(config.training) and config.training.get("load_best_model_at_end")
+        if usable(perturbation) and perturbation is not None and best:
+            problems.add(
+                "training.load_best_model_at_end",
+                "the best checkpoint may be one from before the perturbation",
+                got=True,
+                allowed="false, where intervention.perturbation is given",
+            )
 
 
 def check_depth_task(task: str, problems: Problems) -> None:
@@ -188,6 +198,8 @@ def _check_combination(settings: InterventionConfig, problems: Problems) -> None
                 "layers that were re-initialized have nothing to do with the weights before: there is no path between",
                 allowed="null, or generations without forget",
             )
+    if usable(settings.perturbation) and settings.perturbation is not None:
+        _check_perturbation(settings, settings.perturbation, problems)
     if usable(interpolation) and interpolation is not None:
         _check_interpolation(interpolation, problems)
         late = usable(settings.start) and settings.start != 0
@@ -207,6 +219,24 @@ def _check_combination(settings: InterventionConfig, problems: Problems) -> None
             "nothing decides a moment",
             got="auto",
             allowed="a number of updates, a fraction of training, or method: gradual_unfreezing with interval: auto",
+        )
+
+
+def _check_perturbation(settings: InterventionConfig, own: PerturbationConfig, problems: Problems) -> None:
+    for key, what, got, allowed in faults(own):
+        problems.add(f"intervention.perturbation.{key}", what, got=got, allowed=allowed)
+    if usable(settings.method) and settings.method != "standard":
+        problems.add(
+            "intervention.perturbation",
+            "a layer that waits frozen is at its start, and must not move: it does not go with method"
+            f" {settings.method}",
+            allowed="method: standard",
+        )
+    if usable(settings.weight_interpolation) and settings.weight_interpolation is not None:
+        problems.add(
+            "intervention.weight_interpolation",
+            "the weights were perturbed on the way from those before to those after: there is no path between",
+            allowed="null, or no perturbation",
         )
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from hf_early_ood.checks import LARGEST_SEED
 from hf_early_ood.config.parsing import option
+from hf_early_ood.config.perturbations import PerturbationConfig
 
-LARGEST_SEED = 2**32
 _UPDATES = "a whole number of updates >= 1, or a fraction of training above 0 and less than 1"
 
 
@@ -191,4 +192,7 @@ class InterventionConfig:
     )
     generations: GenerationsConfig | None = option("SEAL and later-layer forgetting; null: off, {}: on.", None)
     fisher_penalty: FisherPenaltyConfig | None = option("Penalty on the Fisher trace; null: off.", None)
+    perturbation: PerturbationConfig | None = option(
+        "Weights of layer groups perturbed once, at one update; null: off.", None
+    )
     weight_interpolation: WeightInterpolationConfig | None = option("WiSE-FT, after training; null: off, {}: on.", None)

@@ -14,9 +14,10 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 
 from hf_early_ood import names
+from hf_early_ood.checks import LARGEST_SEED
 from hf_early_ood.config.checks import NAME_IN_WORDS, check_method_written, check_run
 from hf_early_ood.config.data_checks import check_data, note_old_keys
-from hf_early_ood.config.interventions import LARGEST_SEED, InterventionConfig
+from hf_early_ood.config.interventions import InterventionConfig
 from hf_early_ood.config.parsing import Problems, build, join, option, section_of, type_hints, usable
 from hf_early_ood.config.presets import with_preset
 from hf_early_ood.config.training_arguments import REPORTING, check_training, training_fields

@@ -165,15 +165,8 @@ def load_splits(
     datasets = {split: part.dataset for split, part in loaded.items()}
     info = {split: _info(specs[split], part, vocabulary) for split, part in loaded.items()}
     near_train, leaked = _leaks(datasets)
-    if drop_near_duplicates and leaked:
-        kept = [position for position in range(len(datasets[names.TRAIN])) if position not in leaked]
-        if not kept:
-            raise DataError(
-                "Every training example is a near-duplicate of an evaluation example.",
-                got=f"{len(leaked)} examples",
-                fix="Check that train and the evaluation splits are not the same data.",
-            )
-        datasets[names.TRAIN] = datasets[names.TRAIN].select(kept)
+    if drop_near_duplicates:
+        datasets[names.TRAIN] = _without(datasets[names.TRAIN], leaked)
     elif leaked:
         logger.warning(
             f"{len(leaked)} training examples are near-duplicates of evaluation examples; they are kept "
@@ -212,16 +205,18 @@ def load_test_splits(
     columns: Columns | None = None,
     vocabulary: Vocabulary,
     leave_out_blank: bool = False,
+    drop_near_duplicates: bool = False,
     seed: int = 0,
 ) -> tuple[dict[str, Dataset], dict[str, SplitInfo], dict[str, dict[str, int]]]:
-    """Load sets to judge a model that exists already: no training set, so its labels come from the model.
+    """Load sets to judge a model that exists already, so that its labels come from the model.
 
     Args:
-        specs: Split -> where its examples are.
+        specs: Split -> where its examples are; of train, too, where it is wanted.
         task: Name of the task.
         columns: As in `load_splits`.
         vocabulary: The labels of the model.
         leave_out_blank: As in `load_splits`.
+        drop_near_duplicates: As in `load_splits`; without train, there are none to drop.
         seed: Seed of the sub-sampling.
 
     Returns:
@@ -248,6 +243,8 @@ def load_test_splits(
     info = {split: _info(specs[split], part, vocabulary.names or ()) for split, part in loaded.items()}
     findings = {split: part.findings for split, part in loaded.items()}
     datasets = {split: part.dataset for split, part in loaded.items()}
+    if drop_near_duplicates and names.TRAIN in datasets:
+        datasets[names.TRAIN] = _without(datasets[names.TRAIN], _leaks(datasets)[1])
     _tell_findings(findings)
     _tell_shared(datasets)
     return datasets, info, findings
@@ -278,6 +275,18 @@ def _leaks(datasets: Mapping[str, Dataset]) -> tuple[dict[str, int], set[int]]:
         near_train[split] = len({pair.right for pair in pairs})
         leaked |= {pair.left for pair in pairs}
     return near_train, leaked
+
+
+def _without(train: Dataset, leaked: set[int]) -> Dataset:
+    """The training examples but for some, in their order."""
+    kept = [position for position in range(len(train)) if position not in leaked]
+    if not kept:
+        raise DataError(
+            "Every training example is a near-duplicate of an evaluation example.",
+            got=f"{len(leaked)} examples",
+            fix="Check that train and the evaluation splits are not the same data.",
+        )
+    return train.select(kept) if leaked else train
 
 
 def _check_seen(task: str, reports: Mapping[str, SplitReport], info: Mapping[str, SplitInfo]) -> None:

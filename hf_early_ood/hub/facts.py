@@ -33,7 +33,9 @@ PIPELINES = {
     MULTIPLE_CHOICE: "multiple-choice",
 }
 # Sections of an intervention that are off unless they are written.
-_SECTIONS = ("lisa", "autofreeze", "learning_rates", "generations", "fisher_penalty", "weight_interpolation")
+_SECTIONS = (
+    "lisa", "autofreeze", "learning_rates", "generations", "fisher_penalty", "perturbation", "weight_interpolation"
+)  # fmt: skip
 # The first of these that a run has is what its summary gives.
 _MOST_LABELS = 20
 _HEADLINES = ("balanced_accuracy", "f1", "exact_match", "accuracy")

@@ -14,7 +14,16 @@ from hf_early_ood.dynamics import read_dynamics
 from hf_early_ood.environment import capture_environment, timestamp
 from hf_early_ood.hub.card import MARKER, CardOptions, model_card
 from hf_early_ood.hub.entries import SetOnHub, with_own_keys
-from hf_early_ood.names import AUTOFREEZE, DYNAMICS_FILE, GRADUAL_UNFREEZING, LAST_UPDATE, LISA, STANDARD, TRAIN
+from hf_early_ood.names import (
+    AUTOFREEZE,
+    DYNAMICS_FILE,
+    GRADUAL_UNFREEZING,
+    LAST_UPDATE,
+    LISA,
+    STANDARD,
+    TRAIN,
+    is_ood,
+)
 from hf_early_ood.report.reading import split_label
 from hf_early_ood.results import (
     EvaluationRecord,
@@ -46,17 +55,23 @@ _ALSO = {
     "LearningRatesCallback": "learning_rates",
     "GenerationsCallback": "generations",
     "FisherPenaltyCallback": "fisher_penalty",
+    "PerturbationCallback": "perturbation",
 }
 _FILES = ("csv", "json", "pandas", "parquet", "text", "arrow", "generator")
 
 
 class Evaluations:
-    """What a Trainer's evaluations have found, by the update after which its weights were those."""
+    """What a Trainer's evaluations have found, by the training and the update after which its weights were those."""
 
     def __init__(self) -> None:
-        self._splits: dict[int, dict[str, SplitEvaluation]] = {}
-        self._ood: dict[int, dict[str, OODSummary]] = {}
+        self._splits: dict[tuple[int, int], dict[str, SplitEvaluation]] = {}
+        self._ood: dict[tuple[int, int], dict[str, OODSummary]] = {}
         self._sets: dict[str, SetOnHub] = {}
+        self._training = 0
+
+    def begin(self) -> None:
+        """A training begins at its first update: weights after as many updates as before are others."""
+        self._training += 1
 
     def note(
         self, trainer: Any, sets: Any, prefix: str, metrics: Mapping[str, Any], record: EvaluationRecord | None = None
@@ -65,40 +80,50 @@ class Evaluations:
 
         Args:
             trainer: Whose it is.
-            sets: The evaluation set, its name, or several by name.
+            sets: The evaluation set, the name of one of the Trainer's, or several by name.
             prefix: Of the keys of ``metrics``.
             metrics: What ``evaluate`` returns.
             record: The same with intervals, where there are any.
         """
-        step = weights_step(trainer)
-        found = self._splits.setdefault(step, {})
-        if not isinstance(sets, Mapping):
+        key = self._training, weights_step(trainer)
+        found = self._splits.setdefault(key, {})
+        if isinstance(sets, Mapping):
+            for name, dataset in sets.items():
+                found.pop(f"{prefix}_{name}", None)  # the Trainer has evaluated it as a single set before
+                self._sets.pop(f"{prefix}_{name}", None)
+                judged = record.splits.get(name) if record is not None else None
+                found[name] = _split(
+                    _values(metrics, f"{prefix}_{name}", [f"{prefix}_{other}" for other in sets]), dataset, judged
+                )
+                self._sets[name] = _set_on_hub(name, dataset)
+            noted = set(sets)
+        else:
             name = ONLY_SET if prefix == "eval" else prefix
+            if isinstance(sets, str):
+                name, sets = sets, trainer.eval_dataset[sets]
             found[name] = _split(_values(metrics, prefix, ()), sets, None)
             self._sets[name] = _set_on_hub(name, sets)
-            return
-        for name, dataset in sets.items():
-            found.pop(f"{prefix}_{name}", None)  # the Trainer has evaluated it as a single set before
-            self._sets.pop(f"{prefix}_{name}", None)
-            judged = record.splits.get(name) if record is not None else None
-            found[name] = _split(
-                _values(metrics, f"{prefix}_{name}", [f"{prefix}_{other}" for other in sets]), dataset, judged
-            )
-            self._sets[name] = _set_on_hub(name, dataset)
-        if record is not None:
-            self._ood[step] = record.ood
+            noted = {name}
+        if any(map(is_ood, noted)):  # of some of the OOD sets, a mean is not that of the sets that the card shows
+            summed = noted.issuperset(split for split in found if is_ood(split))
+            self._ood[key] = record.ood if record is not None and summed else {}
 
     def of(self, trainer: Any) -> tuple[EvaluationRecord | None, int | None]:
-        """The evaluation of the weights that the Trainer holds, else the last one; and the update it was made after."""
+        """The evaluation of the weights that the Trainer holds, else the last one.
+
+        Returns:
+            It, and the update after which it was made if the Trainer's weights are others.
+        """
         if not self._splits:
             return None, None
-        step = weights_step(trainer)
-        step = step if step in self._splits else list(self._splits)[-1]
+        held = self._training, weights_step(trainer)
+        key = held if held in self._splits else list(self._splits)[-1]
         args, state = trainer.args, trainer.state
         selected_by = (
             f"{args.metric_for_best_model}" if args.load_best_model_at_end and state.best_global_step else LAST_UPDATE
         )
-        return EvaluationRecord(self._splits[step], self._ood.get(step, {}), selected_by=selected_by), step
+        record = EvaluationRecord(self._splits[key], self._ood.get(key, {}), selected_by=selected_by)
+        return record, None if key == held else key[1]
 
     def sets(self, splits: Sequence[str]) -> dict[str, SetOnHub]:
         """What the Hub is told about these splits."""
@@ -184,7 +209,7 @@ def write_trainer_card(
     if before is not None and not _is_generated(before):
         logger.warning("%s was written by a person and is kept; remove it to get one with the results.", path)
         return
-    evaluation, step = evaluations.of(trainer)
+    evaluation, judged_after = evaluations.of(trainer)
     if before is not None and evaluation is None and trainer.state.global_step == 0 and MARKER in before.content:
         return
     record = _record(trainer, task, hyperparameters, evaluation, finetuned_from)
@@ -199,7 +224,7 @@ def write_trainer_card(
         pipeline_tag=next(iter(_listed(tasks)), None),
         datasets=_listed(dataset_tags) or _listed(dataset),
         tags=("generated_from_trainer", *_listed(tags), *kept),
-        judged_after=None if step == weights_step(trainer) else step,
+        judged_after=judged_after,
     )
     sets = evaluations.sets(list(evaluation.splits)) if evaluation is not None else {}
     path.parent.mkdir(parents=True, exist_ok=True)

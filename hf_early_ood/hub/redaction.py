@@ -11,8 +11,14 @@ from hf_early_ood.atomic import plain
 from hf_early_ood.config.checks import is_local
 from hf_early_ood.results import RunRecord
 
-# An absolute path, or one in the home folder, inside a text; not the tail of a relative path or of an address.
-_PATH = re.compile(r"""(?<![\w./:~\\-])(?:file://)?(?:~[\w.-]*[/\\]|/(?=[^\s/'"])|[A-Za-z]:[\\/])[^\s'"\[\]{},;]*""")
+# The beginning of an absolute path, of one in the home folder, or of one that leads upward.
+_START = r"(?:file://)?(?:~[\w.-]*[/\\]|/(?=[^\s/'\"])|[A-Za-z]:[\\/]|\\\\(?=\w)|(?:\.\.[/\\])+)"
+# The folder of a user, whose name may hold blanks.
+_HOME = r"(?:/home/|/Users/|[A-Za-z]:[\\/]Users[\\/])[^/\\\n'\"]+"
+# A path inside a text; not the tail of a relative path or of an address.
+_PATH = re.compile(rf"""(?<![\w./~\\-])(?:(?:file://)?{_HOME}[/\\]|{_START})[^\s'"\[\]{{}},;]*""")
+# In quotes, also of one argument of a command, all of it is the path, blanks included.
+_QUOTED = re.compile(rf"""(?P<quote>['"])(?P<key>(?:[\w.-]+=)?)(?P<path>{_START}[^'"\n]*)(?P=quote)""")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}\b")
 TOKEN_SHOWN = "hf_..."
 
@@ -42,6 +48,7 @@ class Redactor:
             # Not inside of a longer path or word: "data" is no part of "data.train".
             found = re.compile(rf"(?<![\w./~\\-]){re.escape(path)}(?![\w./~\\-])")
             text = found.sub(lambda match: self._replace(match[0]), text)
+        text = _QUOTED.sub(lambda found: "{quote}{key}{path}{quote}".format(**self._path_replaced(found)), text)
         text = _PATH.sub(lambda match: self._replace(match[0]), text)
         if _TOKEN.search(text):
             self._replaced["a token"] = TOKEN_SHOWN
@@ -64,6 +71,9 @@ class Redactor:
         if isinstance(value, dict):
             return {key: self._walk(item) for key, item in value.items()}
         return value
+
+    def _path_replaced(self, found: re.Match[str]) -> dict[str, str]:
+        return {**found.groupdict(), "path": self._replace(found["path"])}
 
     def _replace(self, path: str) -> str:
         shown = last_part(path)
@@ -94,14 +104,18 @@ def is_absolute(text: str) -> bool:
 
 
 def last_part(path: str) -> str:
-    r"""Name of a file or folder.
+    r"""Name of a file or folder; not of the folder of a user, which is the name of a person.
 
     Example:
         >>> last_part("~/models/mine/"), last_part("C:\\data\\x.csv"), last_part("x.csv"), last_part("..")
         ('mine', 'x.csv', 'x.csv', 'local')
+        >>> last_part("/home/jane")
+        'local'
     """
+    if re.fullmatch(rf"(?:file://)?{_HOME}[/\\]?|~[\w.-]*[/\\]?", path):
+        return "local"
     name = (PureWindowsPath(path) if "\\" in path else PurePosixPath(path)).name
-    return name if name not in ("", ".", "..", "~") else "local"
+    return name if name not in ("", ".", "..") else "local"
 
 
 def _local_names(record: RunRecord) -> Iterator[str]:

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace as replaced
 from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -26,6 +27,7 @@ from huggingface_hub.errors import (
 from hf_early_ood import __version__
 from hf_early_ood.errors import PublishError
 from hf_early_ood.hub.benchmarks import FOLDER as EVAL_RESULTS
+from hf_early_ood.hub.card import MARKER as CARD_MARKER
 from hf_early_ood.hub.folder import FIGURES, README, Publication
 from hf_early_ood.hub.results_dataset import MARKER
 from hf_early_ood.names import RESULTS_FILE
@@ -50,7 +52,7 @@ def upload(
         repo_id: ``owner/name``, or a name of one's own.
         repo_type: "model" or "dataset".
         private: Of a repository that is created; one that is public already is not written into silently.
-        replace: Write also into a repository that holds something else.
+        replace: Write also into a repository that holds something else, and over a card that a person has changed.
 
     Returns:
         Address of the commit.
@@ -68,6 +70,8 @@ def upload(
         else:
             there = [file.rfilename for file in info.siblings or []]
             _check_ours(api, repo_id, repo_type, there, publication, private and not info.private, replace)
+            if repo_type == MODEL and README in there and not replace:
+                publication = _with_card_of_a_person(publication, _read(api, repo_id, repo_type, README), repo_id)
         commit = _persistently(lambda: api.create_commit(**_commit(publication, repo_id, repo_type, there)))
     return str(commit.commit_url)
 
@@ -102,25 +106,38 @@ def _check_ours(
         )
     if replace or not set(there) - {".gitattributes"}:  # what an interrupted upload leaves is empty
         return
-    with tempfile.TemporaryDirectory() as folder:
-
-        def read(path: str) -> str:
-            found = api.hf_hub_download(repo_id, path, repo_type=repo_type, local_dir=folder)
-            with open(found, encoding="utf-8") as file:
-                return file.read()
-
-        if repo_type == DATASET:
-            ours = README in there and MARKER in _persistently(lambda: read(README))
-        else:
-            ours = RESULTS_FILE in there and _same_run(
-                _persistently(lambda: read(RESULTS_FILE)), publication.content(RESULTS_FILE)
-            )
+    if repo_type == DATASET:
+        ours = README in there and MARKER in _read(api, repo_id, repo_type, README)
+    else:
+        ours = RESULTS_FILE in there and _same_run(
+            _read(api, repo_id, repo_type, RESULTS_FILE), publication.content(RESULTS_FILE)
+        )
     if not ours:
         raise PublishError(
             "The name is taken by something else.",
             got=f"{repo_id}, with {len(there)} files",
             fix="Give another name, or add --replace to write into it.",
         )
+
+
+def _with_card_of_a_person(publication: Publication, card: str, repo_id: str) -> Publication:
+    """The same without a card, where the one that is there was taken over by a person, as its first line offers."""
+    if CARD_MARKER in card:
+        return publication
+    logger.warning("The card of %s was changed by a person and is kept; --replace writes it anew.", repo_id)
+    return replaced(publication, files={path: file for path, file in publication.files.items() if path != README})
+
+
+def _read(api: HfApi, repo_id: str, repo_type: str, path: str) -> str:
+    """A file of text that is in a repository."""
+
+    def downloaded() -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            found = api.hf_hub_download(repo_id, path, repo_type=repo_type, local_dir=folder)
+            with open(found, encoding="utf-8") as file:
+                return file.read()
+
+    return _persistently(downloaded)
 
 
 def _same_run(first: str, second: bytes) -> bool:

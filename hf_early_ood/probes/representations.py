@@ -17,7 +17,7 @@ from hf_early_ood.layer_rules import EMBEDDINGS
 from hf_early_ood.probes.batches import check_some, num_rows
 from hf_early_ood.probes.isolation import isolated
 from hf_early_ood.probes.likelihood import ClassificationLikelihood, likelihood_for
-from hf_early_ood.probes.outcomes import IGNORED, full_precision
+from hf_early_ood.probes.outcomes import IGNORED, full_precision, logits_of
 
 MEAN, FIRST, LAST = POOLINGS = ("mean", "first", "last")
 OUTPUT = "output"
@@ -104,8 +104,8 @@ def represent(
             outputs = model(**inputs, output_hidden_states=True, return_dict=True)
             log_probs = likelihood.predictions(outputs)
             states = dict(zip(layer_names(outputs, rows, inputs), outputs.hidden_states, strict=True))
-            # In float64 probabilities next to 1 are still told from each other: float32 would make ties of them.
-            states[OUTPUT] = log_probs[:, 0].double().exp()
+            # Float64 before the softmax: in float32, probabilities next to 1 would be ties.
+            states[OUTPUT] = logits_of(outputs).double().softmax(-1)
             parts.append(
                 {
                     name: (state if name == OUTPUT else pooled(state, inputs.get("attention_mask"), pooling)).cpu()

@@ -25,7 +25,7 @@ from hf_early_ood.similarities import FROM_SCRATCH, INFINITE_DEPTH, LINEAR, NTK,
 DEPTHS = {LINEAR: 1, THREE_LAYERS: 3, INFINITE_DEPTH: math.inf}
 # Of the mean of the kernel's diagonal: two texts with the same features do not make it singular.
 _KERNEL_RIDGE = 1e-3
-# Where the target's teacher explains nothing, so that all scores are about 1 and their order means little.
+# Where the target's teacher explains less, and the scores mean little: so that the order is still that of the risks.
 _LEAST = 1e-3
 
 

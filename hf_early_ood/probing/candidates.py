@@ -11,11 +11,11 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from hf_early_ood.checks import check_choice, check_count, check_number
+from hf_early_ood.checks import check_choice, check_count, check_number, check_seed
 from hf_early_ood.config.schema import DataConfig
 from hf_early_ood.data.labels import Vocabulary
 from hf_early_ood.data.loading import read_split
-from hf_early_ood.errors import ConfigurationError, DataError, UnsupportedModelError
+from hf_early_ood.errors import ConfigurationError, DataError, UnsupportedModelError, named
 from hf_early_ood.evaluation.metrics import classification_metrics
 from hf_early_ood.names import BALANCED_ACCURACY, LABEL, SEQUENCE_CLASSIFICATION, TEXT, TEXT_PAIR
 from hf_early_ood.probes.transfer import LinearTask
@@ -29,6 +29,10 @@ from hf_early_ood.tasks.losses import is_single_label
 from hf_early_ood.tasks.sequence_classification import SequenceClassification
 
 _SPLIT = "#"
+_NUMBERED = (
+    " Where a saved classifier has only LABEL_0, ..., give the label of each of its classes, as the data writes it,"
+    " with --label-names."
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class SimilarityRequest:
             raise ConfigurationError("Sources are needed, each once.", got=", ".join(self.sources) or "none")
         for key in ("few", "draws", "size", "max_length", "batch_size"):
             check_count(key, getattr(self, key))
-        check_count("seed", self.seed, least=0)
+        check_seed(self.seed)
         check_number("ridge", self.ridge, zero=True)
         usable = (LINEAR, NTK) if self.ridge else MEASURES
         if self.rank_by is None:
@@ -165,7 +169,8 @@ class Material:
         labels = request.label_names
         if models and labels is None:
             labels = tuple(class_names(next(iter(models.values())).config))
-        target = _examples(request, request.target, labels, "the model")
+        with named(f"target {request.target}"):
+            target = _examples(request, request.target, labels, "the model")
         names = tuple(target.features[LABEL].names)
         if request.few >= len(target):
             raise DataError(
@@ -173,7 +178,10 @@ class Material:
                 got=f"{len(target)} examples, of which {request.few} to fine-tune on",
                 fix="Give more examples with labels, or set --few lower.",
             )
-        data = {} if models else {source: _examples(request, source, names, "the target") for source in request.sources}
+        data = {}
+        for source in () if models else request.sources:
+            with named(f"source {source}"):
+                data[source] = _examples(request, source, names, "the target")
         missing = {source: sorted({*names} - {names[label] for label in part[LABEL]}) for source, part in data.items()}
         for source, classes in missing.items():
             if classes:
@@ -199,13 +207,17 @@ class Material:
     def candidates(self, device: torch.device) -> Iterator[Candidate]:
         """The sources one by one; a model is loaded when it is reached."""
         for model, blueprint in self.models.items():
-            yield self._head(model, blueprint, device)
+            with named(f"source {model.path}"):
+                head = self._head(model, blueprint, device)
+            yield head
         if self.encoder is None:
             return
         encoder = self.encoder.load(device=device)
-        target = self._task(self._last_layer(encoder, self.encoder.name, self.target), self.target)
+        with named(f"target {self.request.target}"):
+            target = self._task(self._last_layer(encoder, self.encoder.name, self.target), self.target)
         for source, examples in self.data.items():
-            task = self._task(self._last_layer(encoder, self.encoder.name, examples), examples)
+            with named(f"source {source}"):
+                task = self._task(self._last_layer(encoder, self.encoder.name, examples), examples)
             yield Candidate(
                 _short(source), source, target, task.teacher.weights, _error(task.predict(target.features), target),
                 explained=task.teacher.explained, num_examples=len(examples),
@@ -272,8 +284,8 @@ def _examples(request: SimilarityRequest, data: str, labels: tuple[str, ...] | N
         vocabulary=Vocabulary(
             labels,
             owner,
-            "Sources and target need the same classes, written in the same way. Where a saved classifier has only"
-            " LABEL_0, ..., give the label of each of its classes, as the data writes it, with --label-names.",
+            "Sources and target need the same classes, written in the same way."
+            + ("" if request.model is not None else _NUMBERED),
         ),
         seed=request.seed,
     )

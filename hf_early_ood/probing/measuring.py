@@ -10,7 +10,7 @@ from torch import nn
 
 from hf_early_ood import names
 from hf_early_ood.callbacks.measuring import check_deterministic, measure_in_training
-from hf_early_ood.checks import PARAMETER_CHOICES, check_choice, check_count
+from hf_early_ood.checks import PARAMETER_CHOICES, check_choice, check_seed
 from hf_early_ood.freezing import requires_grad_set
 from hf_early_ood.layers import find_layer_groups
 from hf_early_ood.probes.batches import ProbeSet
@@ -60,7 +60,7 @@ def probe_model(
         ('fisher_trace', ['block.0', 'embeddings', 'head'])
     """
     check_measures(measures, settings or {})
-    check_count("seed", seed, least=0)
+    check_seed(seed)
     check_choice("parameters", parameters, PARAMETER_CHOICES)
     return list(measurements(model, probe_set, measures, settings or {}, seed, parameters, step))
 

@@ -8,14 +8,18 @@ from statistics import fmean, stdev
 
 import torch
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from hf_early_ood import names
 from hf_early_ood.atomic import plain, write_json
 from hf_early_ood.environment import capture_environment, timestamp
+from hf_early_ood.errors import named
 from hf_early_ood.folders import check_replaceable, writing
 from hf_early_ood.probes.transfer import TransferScores
 from hf_early_ood.probing.candidates import Candidate, Material, SimilarityRequest
 from hf_early_ood.similarities import FROM_SCRATCH, RankedSource, Score, SimilarityRecord
+
+logger = logging.get_logger(__name__)
 
 
 def rank_sources(
@@ -53,9 +57,10 @@ def rank_sources(
     for candidate in tqdm(
         material.candidates(torch.device(device)), total=count, unit="source", disable=None, leave=False
     ):
-        scored.append(
-            (candidate, [candidate.target.score(candidate.weights, rows, ridge=request.ridge) for rows in draws])
-        )
+        with named(f"source {candidate.source}"):
+            scores = [candidate.target.score(candidate.weights, rows, ridge=request.ridge) for rows in draws]
+        scored.append((candidate, scores))
+    _warn_of_noise([candidate for candidate, _ in scored])
     record = SimilarityRecord(
         request=plain(request),
         target=request.target,
@@ -88,6 +93,17 @@ def few_examples(count: int, request: SimilarityRequest) -> list[list[int]]:
     """The examples of each draw, of as many as the target has."""
     generator = torch.Generator().manual_seed(request.seed)
     return [torch.randperm(count, generator=generator)[: request.few].tolist() for _ in range(request.draws)]
+
+
+def _warn_of_noise(candidates: Sequence[Candidate]) -> None:
+    """Say where the order means nothing."""
+    blind = [one for one in candidates if one.target.teacher.explained <= 0]
+    if blind:
+        features = "the features" if len(blind) == len(candidates) else ", ".join(one.source for one in blind)
+        logger.warning(
+            f"On {features}, a linear model of the target tells its labels no better than a guess, so that scores and"
+            " order mean nothing. Check the labels, or give more examples of the target."
+        )
 
 
 def _ranked(scored: Sequence[tuple[Candidate, list[TransferScores]]], measure: str) -> tuple[RankedSource, ...]:

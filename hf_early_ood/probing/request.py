@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_early_ood import names
 from hf_early_ood.atomic import plain
-from hf_early_ood.checks import PARAMETER_CHOICES, check_choice, check_count
+from hf_early_ood.checks import PARAMETER_CHOICES, check_choice, check_count, check_seed
 from hf_early_ood.dynamics import Measurement
 from hf_early_ood.errors import ConfigurationError, ResumeError
 from hf_early_ood.probes.measures import check_measures, labels_of
@@ -92,7 +92,7 @@ class ProbeRequest:
         check_count("batch_size", self.batch_size)
         if self.max_length is not None:
             check_count("max_length", self.max_length)
-        check_count("seed", self.seed, least=0)
+        check_seed(self.seed)
 
     def _convert(self) -> None:
         """Paths become strings, one measure and lists become tuples."""

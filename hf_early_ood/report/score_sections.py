@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from hf_early_ood.report import alts, beside, tables
+from hf_early_ood.report import replaceable as perturbed
 from hf_early_ood.report.figures import arms as looks
-from hf_early_ood.report.figures import dots, languages, tradeoff
+from hf_early_ood.report.figures import dots, languages, replaceable, tradeoff
 from hf_early_ood.report.making import MOST_SETS, Making, numbered
 from hf_early_ood.report.page import Section, chunks
 from hf_early_ood.report.reading import evaluations
@@ -80,6 +81,21 @@ def pareto(at: Making) -> Section:
         section.blocks.append(at.picture("tradeoff", alts.tradeoff(study), caption, draw))
     elif at.single is None:
         at.missing.append("ID against OOD: no run has both.")
+    return section
+
+
+def perturbations(at: Making) -> Section:
+    """What perturbing layer groups costs, by update, where arms do so."""
+    section, study = at.section("perturbations", "When layers stop being replaceable"), at.study
+    if at.single is None and perturbed.are_compared(study):
+        caption = (
+            f"Difference from {study.baseline}, with its {study.confidence:.0%} interval, of arms that perturb layer"
+            " groups after so many updates and train on to the same end. Below 0: what those layers had learned by then"
+            " was missed."
+        )
+        draw = partial(replaceable.draw_replaceable, study)
+        section.blocks.append(at.picture("perturbations", perturbed.in_words(study), caption, draw))
+        section.blocks += [perturbed.replaceable_table(study, split) for split in perturbed.SPLITS]
     return section
 
 

@@ -22,6 +22,7 @@ from hf_early_ood.results import ArmRun, RunRecord, StudyRecord
 _SECTIONS = (
     score_sections.scores,
     score_sections.differences,
+    score_sections.perturbations,
     score_sections.pareto,
     score_sections.by_language,
     course_sections.early_period,

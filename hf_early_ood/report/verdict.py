@@ -128,17 +128,23 @@ def _grouped_verdicts(study: StudyRecord, arms: Sequence[str]) -> list[str]:
         UNCLEAR: f"No clear difference from {study.baseline} out of distribution",
         UNKNOWN: f"Not comparable with {study.baseline} out of distribution",
     }
-    found: dict[str, list[str]] = {word: [] for word in heads}
+    found: dict[tuple[str, bool], list[str]] = {(word, one_run): [] for word in heads for one_run in (False, True)}
     for arm in by_ood_mean(study, arms):
         mean = find_comparison(study, arm, OOD_MACRO_MEAN)
         numbers = "" if mean is None else f" ({signed(mean.difference)}, {signed(mean.low)} to {signed(mean.high)}"
         if mean is not None and mean.p_adjusted is not None:
             numbers += f", {p_text(mean.p_adjusted)}"
-        found[judge(mean, study.confidence)].append(f"{arm}{numbers and numbers + ')'}")
+        word = judge(mean, study.confidence)
+        one_run = word in (CLEARLY_BETTER, CLEARLY_WORSE) and mean is not None and mean.covers == "examples"
+        found[word, one_run].append(f"{arm}{numbers and numbers + ')'}")
     what = f"points on the mean of the OOD sets, {study.confidence:.0%} interval"
     if any(item.p_adjusted is not None for item in study.comparisons):
         what += ", p after Holm's correction"
-    texts = [f"{heads[word]}, {what}: {'; '.join(named)}." for word, named in found.items() if named]
+    texts = [
+        f"{heads[word]}{' in the one run of each' if one_run else ''}, {what}: {'; '.join(named)}."
+        for (word, one_run), named in found.items()
+        if named
+    ]
     statements: dict[str, list[str]] = {}
     for arm in by_ood_mean(study, arms):
         outcome = pareto_of(study, arm)

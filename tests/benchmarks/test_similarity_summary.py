@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import sys
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from similarity_summary import correlations, mean_interval, rank_interval
+from similarity_summary import chance, correlations, mean_interval, rank_interval
 
 
 def pair(source, target, predicted, measured):
@@ -41,3 +43,33 @@ def test_intervals():
     found = rank_interval(0.5, 28)
     assert (found["low"], found["high"]) == (pytest.approx(0.1327, abs=1e-4), pytest.approx(0.7465, abs=1e-4))
     assert rank_interval(1.0, 28)["low"] is None
+
+
+def all_pairs(seed, weight):
+    """Every ordered pair of four domains; what is predicted follows what is measured, as far as the weight says."""
+    draws = random.Random(seed)
+    pairs = []
+    for source, target in itertools.permutations("abcd", 2):
+        measured = draws.random()
+        pairs.append(pair(source, target, weight * measured + (1 - weight) * draws.random(), measured))
+    return pairs
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_chance_equals_a_count_of_all_ways(seed):
+    pairs = all_pairs(seed, 0.5)
+    predicted = {(one["source"], one["target"]): one["predicted"]["m"] for one in pairs}
+    means = []
+    for way in itertools.permutations("abcd"):
+        name = dict(zip("abcd", way, strict=True))
+        renamed = [{**one, "predicted": {"m": predicted[name[one["source"]], name[one["target"]]]}} for one in pairs]
+        means.append(correlations(renamed, "m")["within_targets"]["value"])
+    assert chance(pairs, "m") == sum(mean >= means[0] - 1e-9 for mean in means) / 24
+
+
+def test_chance_of_the_right_order_and_of_none():
+    right = all_pairs(0, 1.0)
+    assert chance(right, "m") == 1 / 24
+    assert chance([{**one, "predicted": {"m": -one["predicted"]["m"]}} for one in right], "m") == 1
+    assert chance(right[1:], "m") is None
+    assert chance([{**one, "predicted": {"m": 0.5}} for one in right], "m") is None

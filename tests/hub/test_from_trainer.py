@@ -81,6 +81,43 @@ def test_scores_of_other_weights_are_not_in_the_index(tmp_path):
     assert "The scores are those after update 0, and these weights are others." in text
 
 
+def test_scores_of_an_earlier_training_of_as_many_updates_are_not_those_of_this_one(tmp_path):
+    trainer = ours(tmp_path)
+    trainer.train()
+    trainer.evaluate(SETS)
+    trainer.train()
+    trainer.create_model_card()
+    text = (tmp_path / "README.md").read_text()
+    assert "model-index" not in text
+    assert "these weights are others" in text
+
+
+def test_scores_of_a_resumed_training_stay(tmp_path):
+    trainer = ours(tmp_path, save_strategy="steps", save_steps=1)
+    trainer.train()
+    trainer.evaluate(SETS)
+    trainer.train(resume_from_checkpoint=True)  # of its last update: the same weights
+    trainer.create_model_card()
+    assert len(entries(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("second", [{"ood/b": SETS["ood/b"]}, "ood/b"])
+def test_sets_that_were_judged_one_by_one_have_no_mean_of_some_of_them(tmp_path, second):
+    trainer = ours(tmp_path, eval_dataset=SETS)
+    trainer.evaluate({name: SETS[name] for name in ("id_test", "ood/a")})
+    trainer.evaluate(second)
+    trainer.create_model_card()
+    text = (tmp_path / "README.md").read_text()
+    assert [entry["dataset"]["name"] for entry in entries(tmp_path)] == ["ID test", "OOD a", "OOD b"]
+    assert "| OOD b | 16 |" in text
+    assert "\n| OOD mean |" not in text
+    assert "mean of 2 sets" not in text
+    trainer.evaluate({name: SETS[name] for name in ("ood/a", "ood/b")})
+    trainer.evaluate({"id_test": SETS["id_test"]})
+    trainer.create_model_card()
+    assert "out of distribution mean of 2 sets" in (tmp_path / "README.md").read_text()
+
+
 def test_scores_of_the_best_checkpoint(tmp_path):
     """The last evaluation is of weights that are not kept."""
     trainer = ours(

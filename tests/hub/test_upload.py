@@ -27,6 +27,7 @@ def card_of(repository):
 def test_a_run_end_to_end(hub, publish, one_run, tmp_path):
     done = publish(one_run, "--repo-id", NAME, "--license", "mit")
     assert done.returncode == 0, done.stderr
+    assert "HTTP Request" not in done.stderr
     repository = hub.model(NAME)
     assert repository.private
     assert len(repository.commits) == 2  # the first one, and one for everything
@@ -209,6 +210,20 @@ def test_stale_weights_and_figures_go(hub, publish, one_run):
     assert "adapter_model.safetensors" not in hub.model(NAME).files
     assert "figures/old.png" not in hub.model(NAME).files
     assert hub.model(NAME).files["LICENSE"] == b"kept"
+
+
+def test_a_card_that_a_person_took_over_is_kept(hub, publish, one_run):
+    assert publish(one_run, "--repo-id", NAME).returncode == 0
+    card = hub.model(NAME).files["README.md"].decode().replace("# tiny", "# My own words")
+    taken_over = "\n".join(line for line in card.split("\n") if "Remove this line to keep" not in line).encode()
+    hub.model(NAME).files |= {"README.md": taken_over, "results.json": hub.model(NAME).files["results.json"] + b"\n"}
+    done = publish(one_run, "--repo-id", NAME)
+    assert done.returncode == 0, done.stderr
+    assert "was changed by a person and is kept" in done.stderr
+    assert hub.model(NAME).files["README.md"] == taken_over
+    assert hub.model(NAME).files["results.json"].count(b"\n\n") == 0  # the rest is published
+    assert publish(one_run, "--repo-id", NAME, "--replace").returncode == 0
+    assert b"# tiny" in hub.model(NAME).files["README.md"]
 
 
 def test_public_only_if_asked_for(hub, publish, one_run):

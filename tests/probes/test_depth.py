@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from hf_early_ood.errors import ConfigurationError, DataError, NonFiniteError, UnsupportedModelError
 from hf_early_ood.probes.depth import depth_among, prediction_depth
 from hf_early_ood.probes.reference_depth import prediction_depth_loop
-from hf_early_ood.probes.representations import Representations, represent
+from hf_early_ood.probes.representations import Representations, pooled, represent
 from tests import families
 from tests.probes.test_isolation import picture
 
@@ -97,6 +97,23 @@ def test_padding_does_not_count(tiny_bert):
         found = [represent(tiny_bert, [batch], pooling=pooling).layers for batch in (plain, longer)]
         for name in found[0]:
             torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pooling", ["mean", "first", "last"])
+def test_padding_may_be_on_either_side_and_hold_anything(side, pooling):
+    state = torch.tensor([[1.0, 2.0, 4.0]])[..., None]
+    away = torch.full((1, 2, 1), torch.nan)
+    parts, counts = ([away, state], [0, 0, 1, 1, 1]) if side == "left" else ([state, away], [1, 1, 1, 0, 0])
+    expected = {"mean": 7 / 3, "first": 1.0, "last": 4.0}[pooling]
+    assert pooled(torch.cat(parts, 1), torch.tensor([counts]), pooling).item() == pytest.approx(expected)
+
+
+def test_probabilities_next_to_one_are_no_ties(tiny_bert):
+    tiny_bert.classifier.bias.data.copy_(torch.tensor([0.0, -20.0, -20.0]))
+    output = represent(tiny_bert, support(tiny_bert)).layers["output"]
+    assert output[:, 0].min() > 1 - 1e-8  # 1, in float32
+    assert len(output[:, 0].unique()) == len(output)
 
 
 @pytest.mark.parametrize("kind", ["frozen", "lora", "half", "bfloat"])

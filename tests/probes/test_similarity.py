@@ -45,6 +45,20 @@ def test_predicted_risk_is_that_of_gradient_descent(depth, seed, noise, scale):
     assert risk.value == pytest.approx(simulated, rel=1e-3)
 
 
+@pytest.mark.parametrize("depth", [2, 3])
+def test_a_target_that_is_zero_where_the_sample_sees_is_unlearned_to(depth):
+    """As of a class that the few examples do not have: exactly zero, and no equation left to solve."""
+    features = torch.diag(torch.tensor([2.0, 1.8])).double() @ torch.eye(2, 5).double()
+    source = torch.tensor([[0.8], [-0.5], [0.6], [0.3], [-0.7]]).double()
+    target = torch.tensor([[0.0], [0.0], [0.5], [-0.4], [0.2]]).double()
+    covariance = torch.diag(torch.tensor([2.0, 1.0, 1.5, 0.7, 0.4])).double()
+    end = descend(source[:, 0], features, torch.zeros(2).double(), depth=depth, rate=0.002, tolerance=1e-6)
+    risk = predicted(covariance, features, source, target, depth=depth)
+    assert 0 < risk.scale.item() < 1
+    assert risk.value == pytest.approx(population_risk(end, target[:, 0], covariance), rel=1e-3)
+    assert predicted(covariance, features, source, target, depth=math.inf).value == risk.from_scratch
+
+
 def test_with_a_ridge_it_is_that_of_gradient_descent_with_more_examples_than_features():
     covariance, _, source, target = problem()
     features = torch.randn(3 * D, D, generator=torch.Generator().manual_seed(3), dtype=torch.float64)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 import torch
@@ -8,7 +9,14 @@ from datasets import ClassLabel, Dataset
 from transformers import AutoModelForSequenceClassification
 
 from hf_early_ood import names
-from hf_early_ood.errors import ConfigurationError, DataError, ProbeError, ResumeError, UnsupportedModelError
+from hf_early_ood.errors import (
+    ConfigurationError,
+    DataError,
+    NonFiniteError,
+    ProbeError,
+    ResumeError,
+    UnsupportedModelError,
+)
 from hf_early_ood.probing.candidates import Material, SimilarityRequest
 from hf_early_ood.probing.ranking import few_examples, rank_sources
 from hf_early_ood.similarities import INFINITE_DEPTH, LINEAR, MEASURES, NTK
@@ -89,6 +97,54 @@ def test_heads_of_saved_models_on_features_of_their_own(project):
     assert good.from_scratch.mean == pytest.approx(bad.from_scratch.mean, rel=1e-4)
 
 
+def test_the_order_of_a_models_classes_does_not_count(project):
+    """Three, since two that are exchanged are exchanged back by any mistake."""
+    rows = [{**row, "label": "fair" if n % 3 else row["label"]} for n, row in enumerate(sentences(48, 10))]
+    write_rows(project / "three.jsonl", rows)
+    classes = ["bad", "good", "fair"]
+    plain = save_classifier(project / "model", project / "plain", label_names=classes)
+    turned = save_classifier(project / "model", project / "turned", label_names=[classes[1], classes[2], classes[0]])
+    weights = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    for folder, order in ((plain, [0, 1, 2]), (turned, [1, 2, 0])):
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        with torch.no_grad():
+            model.classifier.weight.copy_(weights[order])
+            model.classifier.bias.copy_(torch.tensor([0.3, -0.2, 0.1])[order])
+        model.save_pretrained(folder)
+    asked = SimilarityRequest((str(plain), str(turned)), str(project / "three.jsonl"), **SMALL)
+    first, second = Material.read(asked).candidates(torch.device("cpu"))
+    assert first.weights.allclose(second.weights)
+    assert first.error_before == second.error_before
+
+
+def test_a_model_that_cannot_be_scored_is_named(project):
+    for name in ("fine", "diverged", "silent"):
+        folder = save_classifier(project / "model", project / name)
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        if name != "fine":
+            model.classifier.weight.data.fill_(torch.nan if name == "diverged" else 0.0)
+            model.save_pretrained(folder)
+    for name, error, message in (
+        ("diverged", NonFiniteError, "A logit is NaN"),
+        ("silent", ProbeError, "says the same of all examples"),
+    ):
+        sources = (str(project / "fine"), str(project / name))
+        with pytest.raises(error, match=rf"^source .*/{name}: .*{message}"):
+            rank_sources(SimilarityRequest(sources, str(project / "target.jsonl"), **SMALL))
+
+
+def test_it_warns_where_the_target_cannot_be_told(project, caplog):
+    draws = random.Random(0)
+    noise = [{**row, "label": draws.choice(["good", "bad"])} for row in sentences(48, 10)]
+    write_rows(project / "noise.jsonl", noise)
+    with caplog.at_level("WARNING"):
+        rank_sources(domains(project))
+        assert "mean nothing" not in caplog.text
+        record = rank_sources(domains(project, target=str(project / "noise.jsonl")))
+    assert record.sources[0].target_explained <= 0
+    assert "On the features, a linear model of the target tells its labels no better than a guess" in caplog.text
+
+
 def test_names_that_two_sources_share_are_told_apart(project):
     for parent in ("a", "b"):
         save_classifier(project / "model", project / parent / "model", seed=ord(parent))
@@ -144,11 +200,12 @@ def test_splits_of_bundled_data():
         ({"sources": "a"}, ConfigurationError, "sources is not usable"),
         ({"few": 0}, ConfigurationError, "few is not usable"),
         ({"ridge": -1}, ConfigurationError, "ridge is not usable"),
+        ({"seed": 2**32}, ConfigurationError, r"seed is not usable.*below 2\*\*32"),
         ({"rank_by": "infinite"}, ConfigurationError, "Did you mean 'infinite_depth'"),
         ({"label_names": ("a", "b")}, ConfigurationError, "the labels are those of the target"),
         ({"model": None, "revision": "main"}, ConfigurationError, "--revision is that of --model"),
         ({"few": 48}, DataError, "The target has too few examples"),
-        ({"label": "stars"}, DataError, "A column is not there"),
+        ({"label": "stars"}, DataError, r"^target .*target\.jsonl: A column is not there"),
     ],
 )
 def test_what_cannot_be_asked(project, change, error, message):
@@ -162,8 +219,9 @@ def test_labels_that_do_not_fit(project):
     with pytest.raises(DataError, match=r"no example of a class. Got: .*one.jsonl without bad"):
         Material.read(domains(project, sources=(str(project / "one.jsonl"),)))
     write_rows(project / "other.jsonl", [{**row, "label": "fair"} for row in rows])
-    with pytest.raises(DataError, match="not one of those of the target"):
-        Material.read(domains(project, sources=(str(project / "other.jsonl"),)))
+    with pytest.raises(DataError, match=r"^source .*other\.jsonl: .* not one of those of the target") as found:
+        Material.read(domains(project, sources=(str(project / "same.jsonl"), str(project / "other.jsonl"))))
+    assert "--label-names" not in str(found.value)  # with --model it is refused
     alone = Dataset.from_dict({"text": [row["text"] for row in rows], "label": [0] * len(rows)})
     alone.cast_column("label", ClassLabel(names=["bad", "good"])).save_to_disk(project / "alone")
     with pytest.raises(ProbeError, match="Two classes are needed"):

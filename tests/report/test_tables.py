@@ -415,11 +415,21 @@ def test_many_arms_are_rows_from_the_best_to_the_worst() -> None:
 
 
 def test_many_arms_share_a_paragraph_if_the_same_can_be_said_of_them() -> None:
-    text = joined(verdict(study_of_many()))
+    study = study_of_many()
+    several = [dataclasses.replace(item, n_seeds=2, covers="examples and seeds") for item in study.comparisons]
+    text = joined(verdict(dataclasses.replace(study, comparisons=tuple(several))))
     what = "out of distribution, points on the mean of the OOD sets, 95% interval:"
     assert f"Better than standard {what} good (+5.0, +3.0 to +7.0)." in text
     assert f"Worse than standard {what} poor (-5.0, -7.0 to -3.0)." in text
     assert f"No clear difference from standard {what} fair (+1.0, -1.0 to +3.0); same (+0.0, -2.0 to +2.0)." in text
+
+
+def test_of_many_arms_with_one_seed_the_runs_are_judged_and_not_the_arms() -> None:
+    text = joined(verdict(study_of_many()))
+    what = "points on the mean of the OOD sets, 95% interval:"
+    assert f"Better than standard out of distribution in the one run of each, {what} good (" in text
+    assert f"Worse than standard out of distribution in the one run of each, {what} poor (" in text
+    assert f"No clear difference from standard out of distribution, {what} fair (" in text
 
 
 def test_win_rate_says_against_how_many_and_over_what() -> None:

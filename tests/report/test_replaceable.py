@@ -1,0 +1,126 @@
+"""The section of a study whose arms perturb layer groups: what is read, tables, picture."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hf_early_ood.names import ID_TEST, OOD_MACRO_MEAN
+from hf_early_ood.report import score_sections
+from hf_early_ood.report.figures.replaceable import draw_replaceable, replaceable_figure
+from hf_early_ood.report.figures.style import DARK, LIGHT, narrow
+from hf_early_ood.report.making import Making
+from hf_early_ood.report.material import Material
+from hf_early_ood.report.replaceable import (
+    are_compared,
+    groups_in_words,
+    in_words,
+    perturbed_arms,
+    replaceable_table,
+)
+from hf_early_ood.results import InterventionRecord, PerturbationRecord, StudyRecord
+from tests.report.records import arm_run, comparison, study
+from tests.report.test_figures import overlaps
+
+GROUPS = (("embeddings",), ("block.0", "block.1"), ("block.2", "block.3"), ("head",))
+STEPS = (4, 28, 80)
+
+
+def perturbed(groups, step: int, kind: str = "reset_to_start", seed: int = 1):
+    record = PerturbationRecord(step, kind, dict.fromkeys(groups, 0.01))
+    return replace(arm_run(seed), intervention=InterventionRecord("standard", perturbation=record), updates=80)
+
+
+def a_study(groups=GROUPS, steps=STEPS, noise: bool = True) -> StudyRecord:
+    arms = {"standard": (replace(arm_run(1), updates=80),)}
+    found = []
+    cases = [(group, step, "reset_to_start") for group, step in itertools.product(groups, steps)]
+    cases += [(group, steps[-1], "noise") for group in groups if noise]
+    for number, (group, step, kind) in enumerate(cases):
+        arm = f"arm{number}"
+        arms[arm] = (perturbed(group, step, kind),)
+        found += [comparison(ID_TEST, -0.01 * number, 0.02, arm=arm)]
+        found += [comparison(OOD_MACRO_MEAN, -0.02 * number, 0.03, arm=arm)]
+    return StudyRecord("layers", "standard", (1,), "accuracy", arms, tuple(found))
+
+
+def test_what_is_perturbed_is_read_from_the_runs():
+    found = perturbed_arms(a_study())
+    assert len(found) == 16
+    assert (found[1].arm, found[1].groups, found[1].kind, found[1].step) == ("arm1", GROUPS[0], "reset_to_start", 28)
+    assert not perturbed_arms(study())
+
+
+@pytest.mark.parametrize(
+    ("made", "compared"),
+    [
+        (a_study(), True),
+        (study(), False),
+        (a_study(GROUPS[:1], (4,), noise=False), False),
+        (replace(a_study(), comparisons=()), False),
+    ],
+    ids=["many", "none perturbs", "one", "not compared yet"],
+)
+def test_the_section_is_there_where_arms_are_compared(tmp_path: Path, made: StudyRecord, compared: bool):
+    assert are_compared(made) == compared
+    at = Making(made, Material(made, tmp_path / "study.json"), None, "")
+    section = score_sections.perturbations(at)
+    assert len(section.blocks) == (3 if compared else 0)
+
+
+def test_tables():
+    table = replaceable_table(a_study(), OOD_MACRO_MEAN)
+    assert table.headers == ("layer groups", "perturbation", "4", "28", "80")
+    assert table.rows[0] == (
+        "embeddings", "reset to start", "+0.0 [-3.0, +3.0]", "-2.0 [-5.0, +1.0]", "-4.0 [-7.0, -1.0]*",
+    )  # fmt: skip
+    assert table.rows[4] == ("embeddings", "noise", "-", "-", "-24.0 [-27.0, -21.0]*")
+    assert [row[0] for row in table.rows[:4]] == ["embeddings", "block.0 to 1", "block.2 to 3", "head"]
+    assert "of 80" in table.note
+    assert "ID test: accuracy, points from standard [95%], 1 seed" in replaceable_table(a_study(), ID_TEST).title
+
+
+def test_words_for_who_cannot_see():
+    words = in_words(a_study())
+    assert words.startswith("accuracy on the mean of the OOD sets, points from standard, by layer groups and update. ")
+    assert "block.0 to 1, reset_to_start after 28: -8.0; " in words
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [
+        (["head"], "head"),
+        (["block.1", "block.3"], "block.1, block.3"),
+        (["block.8", "block.9", "block.10", "head"], "block.8 to 10, head"),
+        (["encoder.block.0", "encoder.block.1", "decoder.block.2"], "encoder.block.0 to 1, decoder.block.2"),
+    ],
+)
+def test_groups_in_words(groups, words):
+    assert groups_in_words(groups) == words
+
+
+@pytest.mark.parametrize("look", [LIGHT, narrow(LIGHT), DARK], ids=["light", "narrow", "dark"])
+@pytest.mark.parametrize("made", [a_study(), a_study(GROUPS[:1], noise=False), a_study(GROUPS[:2], (5,))])
+def test_the_picture(look, made):
+    figure = draw_replaceable(made, look)
+    ticks = {text.get_text() for axes in figure.axes for text in (*axes.get_xticklabels(), *axes.get_yticklabels())}
+    assert not [pair for pair in overlaps(figure) if not ticks & set(pair)]  # of shared axes, some are hidden
+    words = [axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()]
+    assert words == [groups_in_words(groups) for groups in dict.fromkeys(a.groups for a in perturbed_arms(made))]
+    first = figure.axes[0]
+    lines = [line for line in first.lines if line.get_marker() not in ("None", None, "")]
+    assert [100 * -0.01 * number for number in range(len(STEPS))][: len(lines[0].get_ydata())] == pytest.approx(
+        list(lines[0].get_ydata())
+    )
+
+
+def test_a_missing_difference_leaves_a_gap(tmp_path: Path):
+    made = a_study()
+    kept = tuple(item for item in made.comparisons if item.arm != "arm1")
+    figure = draw_replaceable(replace(made, comparisons=kept))
+    assert len(figure.axes[0].lines[3].get_ydata()) == 2
+    replaceable_figure(made, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
