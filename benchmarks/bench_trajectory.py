@@ -35,8 +35,8 @@ from harness import (
 from peft import LoraConfig, get_peft_model
 
 from hf_early_ood.layers import LayerGroups, find_layer_groups
-from hf_early_ood.probes.start_weights import WeightsFile, write_weights
 from hf_early_ood.probes.trajectory import copied, trajectory
+from hf_early_ood.start_weights import mapped_weights, write_start_weights
 
 LORA_STEP = "training step, LoRA"
 IN_MEMORY, ON_DISK, UPDATE, LORA = "in memory", "on disk", "in memory, with the update", "LoRA, in memory"
@@ -87,8 +87,8 @@ def job(options: argparse.Namespace, name: str) -> Job:
     if name == ON_DISK:
         path = Path(options.folder) / "start.safetensors"
         if not path.is_file():
-            write_weights(path, kept)
-        on_disk = WeightsFile(path)
+            write_start_weights(path, kept)
+        on_disk = mapped_weights(path)
         return lambda: trajectory(model, start=on_disk, groups=groups)
     if name == UPDATE:
         return lambda: trajectory(model, start=kept, before=copied(model, groups), groups=groups)

@@ -21,7 +21,7 @@ FLOORS = [
     {"errors", "names"},
     {"atomic", "attributions", "checks", "claiming", "decoding", "duplicates", "folders", "languages", "roles"},
     {"schedules", "stabilization", "voting"},
-    {"results", "dynamics", "similarities", "environment", "config", "freezing", "sharding"},
+    {"results", "dynamics", "similarities", "environment", "config", "freezing", "sharding", "start_weights"},
     {"layer_groups", "layer_rules", "layers", "layer_check", "probes", "bundled", "checkpoints"},
     {"sources", "data", "tasks", "evaluation", "interventions"},
     {"callbacks", "report", "hyperparameters"},

@@ -16,9 +16,9 @@ from hf_early_ood.callbacks.measuring import from_main_process
 from hf_early_ood.errors import ResumeError
 from hf_early_ood.folders import sha256
 from hf_early_ood.layers import LayerGroups
-from hf_early_ood.probes.start_weights import WeightsFile, write_weights
 from hf_early_ood.probes.trajectory import copied
 from hf_early_ood.sharding import gathered
+from hf_early_ood.start_weights import mapped_weights, write_start_weights
 
 
 class StartKeeper:
@@ -56,8 +56,8 @@ class StartKeeper:
         with gathered(model):
             if self.is_main:
                 weights = copied(model, self.groups)
-                self._sha256 = write_weights(self.path, weights)
-                self.start = WeightsFile(self.path) if self.on_disk else weights
+                self._sha256 = write_start_weights(self.path, weights)
+                self.start = mapped_weights(self.path) if self.on_disk else weights
 
     def restore(self, learned: Mapping[str, Any]) -> None:
         """Take up the start weights of the checkpoint. Must be called on every rank.
@@ -107,5 +107,5 @@ class StartKeeper:
             with replacing(self.path) as unfinished:
                 shutil.copyfile(found, unfinished)
         self._sha256 = learned["sha256"]
-        on_disk = WeightsFile(self.path)
+        on_disk = mapped_weights(self.path)
         self.start = on_disk if self.on_disk else {name: weight.clone() for name, weight in on_disk.items()}

@@ -21,10 +21,10 @@ from hf_early_ood.errors import ConfigurationError, DataError
 from hf_early_ood.folders import check_replaceable, writing
 from hf_early_ood.layers import LayerGroups, find_layer_groups
 from hf_early_ood.probes.measures import measure
-from hf_early_ood.probes.start_weights import WeightsFile
 from hf_early_ood.probes.trajectory import ADAPTERS, MERGED, Trajectory, copied, trajectory
 from hf_early_ood.probing.checkpoints import SavedModel, find_saved_models
 from hf_early_ood.probing.loading import read_blueprint
+from hf_early_ood.start_weights import mapped_weights
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class _Beginning:
             step = None if models[0].step == 0 else 0
             return cls(str(start), copied(first, find_layer_groups(first).trainable()), step)
         if kept.is_file():
-            return cls(str(kept), WeightsFile(kept), None if models[0].step == 0 else 0, chosen=True)
+            return cls(str(kept), mapped_weights(kept), None if models[0].step == 0 else 0, chosen=True)
         logger.info("%s holds no start weights: the movement is measured from %s.", folder, models[0].name)
         first = _load(models[0].path)
         return cls(models[0].name, copied(first, find_layer_groups(first).trainable()), None)
