@@ -107,6 +107,23 @@ def curvature(record: Record, short: bool) -> str:
     return f"{title}\n\n" + table(("", "products", "steps for each", "peak MiB above the model"), rows)
 
 
+def trajectory(record: Record, short: bool) -> str:
+    """A measurement of the trajectory, in training steps."""
+    rows = [
+        (name, f"{row['ratio']:.2f}", mebibytes(row["peak_memory_bytes"]), goal_of(record, name))
+        for name, row in record["results"].items()
+        if not short or name != row["unit"]
+    ]
+    title = (
+        f"A measurement of the trajectory, in training steps on {batch_of(record)}: the start weights in memory, or"
+        " mapped into memory from a file; with the update, for which the weights are copied before it; and with LoRA of"
+        f" rank {record['setting']['lora_rank']} on all linear layers, in steps that train LoRA. Peak memory is above"
+        " the model and the start weights in memory; on disk, it is pages of the file, which the system may drop"
+        f" ({command_of(record)}):"
+    )
+    return f"{title}\n\n" + table(("", "steps", "peak MiB", "goal"), rows)
+
+
 def peers(record: Record, short: bool) -> str:
     """What computes the same, in training steps."""
     setting = record["setting"]
@@ -281,6 +298,7 @@ TABLES: dict[str, Callable[[Record, bool], str]] = {
     "scaling": scaling,
     "sharpness": sharpness,
     "curvature": curvature,
+    "trajectory": trajectory,
     "ddp": ddp,
     "interventions": interventions,
 }
@@ -290,6 +308,7 @@ TITLES = {
     "scaling": "Scaling of the Fisher trace",
     "sharpness": "Sharpness",
     "curvature": "Curvature",
+    "trajectory": "Trajectory",
     "ddp": "DistributedDataParallel",
     "interventions": "Interventions",
 }

@@ -36,7 +36,9 @@ STUDIES = {
 """Block of README.md -> folder of a recorded study of many arms."""
 RECORD = """```bash
 pip install -e ".[bench]"   # on a CPU: CPU builds of torch and torchvision first
-for name in fisher peers scaling sharpness curvature ddp interventions; do python benchmarks/bench_$name.py; done
+for name in fisher peers scaling sharpness curvature trajectory ddp interventions; do
+  python benchmarks/bench_$name.py
+done
 python benchmarks/bench_peers.py --device cuda --examples 64 --name bench_peers_gpu   # with a GPU
 python benchmarks/bench_scaling.py --device cuda --name bench_scaling_gpu             # with a GPU
 python benchmarks/bench_statistics.py

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hf_early_ood.layers import LayerGroup, LayerGroups, check_layer_groups, find_layer_groups
     from hf_early_ood.probes.curvature import hessian_top_eigenvalue, hessian_trace
     from hf_early_ood.probes.fisher import FisherTrace, fisher_trace
+    from hf_early_ood.probes.gradient_subspace import gradient_subspace_overlap
     from hf_early_ood.probes.gradients import fisher_trace_batch_mean, gradient_norm, relative_gradient_norm
     from hf_early_ood.probes.sharpness import average_sharpness, worst_case_sharpness
     from hf_early_ood.schedules import UnfreezingSchedule
@@ -55,6 +56,7 @@ _MODULES = {
     "fisher_trace": "probes.fisher",
     "fisher_trace_batch_mean": "probes.gradients",
     "gradient_norm": "probes.gradients",
+    "gradient_subspace_overlap": "probes.gradient_subspace",
     "hessian_top_eigenvalue": "probes.curvature",
     "hessian_trace": "probes.curvature",
     "relative_gradient_norm": "probes.gradients",
@@ -86,6 +88,7 @@ __all__ = [
     "fisher_trace",
     "fisher_trace_batch_mean",
     "gradient_norm",
+    "gradient_subspace_overlap",
     "hessian_top_eigenvalue",
     "hessian_trace",
     "relative_gradient_norm",

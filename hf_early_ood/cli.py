@@ -18,6 +18,7 @@ from hf_early_ood.cli_report import add_report
 from hf_early_ood.cli_schedule import add_presets, add_schedule
 from hf_early_ood.cli_similarity import add_similarity
 from hf_early_ood.cli_study import OVERRIDES, add_scoring, add_study, is_main_process
+from hf_early_ood.cli_trajectory import add_trajectory
 from hf_early_ood.errors import ConfigurationError, EarlyOODError
 
 USER_ERROR = 2
@@ -99,6 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_probe(commands)
     add_depth(commands)
     add_similarity(commands)
+    add_trajectory(commands)
     return parser
 
 
@@ -146,7 +148,8 @@ def _add_probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         nargs="+",
         metavar="MEASURE",
         help="fisher_trace (the default), average_sharpness, worst_case_sharpness, hessian_trace, gauss_newton_trace,"
-        " hessian_top_eigenvalue, gradient_norm, relative_gradient_norm, fisher_trace_batch_mean",
+        " hessian_top_eigenvalue, gradient_subspace_overlap, gradient_norm, relative_gradient_norm,"
+        " fisher_trace_batch_mean",
     )
     measures.add_argument(
         "--settings", nargs="+", default=[], metavar="MEASURE.KEY=VALUE", help="such as average_sharpness.rho=0.05"

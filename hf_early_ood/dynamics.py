@@ -20,7 +20,7 @@ RATE_EVENT = "learning_rates"
 
 @dataclass(frozen=True)
 class Measurement:
-    """One line of the series. Numbers that were NaN or infinite are None."""
+    """One line of the series, or a further quantity of it. Numbers that were NaN or infinite are None."""
 
     step: int
     measure: str
@@ -115,8 +115,8 @@ def read_dynamics(path: str | PathLike[str]) -> Dynamics:
             elif event == RATE_EVENT:
                 factors[int(data["step"])] = {str(name): float(factor) for name, factor in data["factors"].items()}
             elif event is None:
-                item = measurement_of(data)
-                measurements[item.step, item.measure] = item
+                for item in (measurement_of(data), *quantities_of(data)):
+                    measurements[item.step, item.measure] = item
         except (ResumeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _unusable(number, path, json.dumps(data), error) from error
     return Dynamics(
@@ -125,6 +125,25 @@ def read_dynamics(path: str | PathLike[str]) -> Dynamics:
         decision,
         tuple(sorted(factors.items())),
     )
+
+
+def quantities_of(data: Mapping[str, Any]) -> list[Measurement]:
+    """Further quantities of a line of the series, each as a measurement ``<measure>/<quantity>`` of its own.
+
+    Raises:
+        TypeError: A value has another type.
+
+    Example:
+        >>> signs = {"value": 0.01, "per_group": {"head": 0.02}}
+        >>> line = {"step": 5, "measure": "trajectory", "details": {"quantities": {"sign_changes": signs}}}
+        >>> quantities_of(line)[0].measure, quantities_of(line)[0].per_group
+        ('trajectory/sign_changes', {'head': 0.02})
+    """
+    quantities = (data.get("details") or {}).get("quantities", {})
+    common = {"step": data["step"], "trainable": data.get("trainable", ())}
+    return [
+        measurement_of({**common, **item, "measure": f"{data['measure']}/{name}"}) for name, item in quantities.items()
+    ]
 
 
 def measurement_of(data: Mapping[str, Any]) -> Measurement:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hf_early_ood.errors import ConfigurationError
+from hf_early_ood.errors import ConfigurationError, ResumeError
 from hf_early_ood.names import CLAIM_FILE
 
 _CHUNK = 1 << 20
@@ -90,6 +90,25 @@ def differing_keys(first: Any, second: Any, path: str = "") -> list[str]:
             for name in differing_keys(first.get(key), second.get(key), f"{path}.{key}".lstrip("."))
         ]
     return [] if first == second else [path]
+
+
+def check_replaceable(folder: Path, file: str, what: str) -> None:
+    """Make sure that a folder is free, or holds a result of the same kind, which is replaced.
+
+    Args:
+        folder: The output folder.
+        file: That says what the folder holds.
+        what: It is, for the message.
+
+    Raises:
+        ConfigurationError: It cannot be written.
+        ResumeError: It holds something else.
+    """
+    check_writable(folder)
+    if not is_free(folder) and not (folder / file).is_file():
+        raise ResumeError(
+            f"The output folder is not empty and holds no {what}.", got=folder, fix="Give another output folder."
+        )
 
 
 def weights_sha256(folder: Path) -> dict[str, str]:

@@ -74,6 +74,7 @@ EVALUATION_FILE = "evaluation.json"
 DYNAMICS_FILE = "dynamics.jsonl"
 PREDICTIONS_FILE = "predictions.parquet"
 FIRST_STAGE_FILE = "first_stage.safetensors"
+START_WEIGHTS_FILE = "_trajectory/start.safetensors"  # transformers does not push what begins with _
 PERTURBATION_START_FILE = "perturbation_start.safetensors"
 PRETEXT_FILE = "pretext.pt"  # in a checkpoint
 SIGNAL_FIGURE = "signal.png"
@@ -103,9 +104,14 @@ DEPTHS_FILE = "depth.parquet"
 SIMILARITY_FILE = "similarity.json"
 SIMILARITY_FIGURE = "similarity.png"
 
+# Files of a folder with the movement along checkpoints
+TRAJECTORY_FILE = "trajectory.json"
+TRAJECTORY_FIGURE = "trajectory.png"
+
 # Signals
 FISHER_TRACE = "fisher_trace"
 RELATIVE_GRADIENT_NORM = "relative_gradient_norm"
+TRAJECTORY = "trajectory"
 SELECTION = "selection"  # then /<measure>: of all groups, to choose the next one
 
 # Keys in Trainer logs, and so in trackers; README has them in a table

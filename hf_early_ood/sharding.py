@@ -23,6 +23,8 @@ import torch
 from accelerate.state import AcceleratorState, is_initialized
 from torch import nn
 
+from hf_early_ood.errors import UnsupportedModelError
+
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
 
@@ -60,6 +62,23 @@ def holds_shards(model: nn.Module) -> bool:
     from torch.distributed.tensor import DTensor
 
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def check_whole(model: nn.Module) -> None:
+    """Refuse a model of which this process holds a part only.
+
+    Raises:
+        UnsupportedModelError: Parameters are sharded now.
+
+    Example:
+        >>> check_whole(nn.Linear(2, 2))
+    """
+    if holds_shards(model):
+        raise UnsupportedModelError(
+            "A sharded model cannot be measured.",
+            got=f"{type(model).__name__} with parameters of which this process holds a part",
+            fix="Measure inside `with hf_early_ood.sharding.gathered(model):`, on every process.",
+        )
 
 
 def is_split_otherwise(model: nn.Module) -> bool:

@@ -69,6 +69,15 @@ def read_start_weights(path: Path, digest: str) -> dict[str, Tensor]:
         ResumeError: The file is gone, another one, or not readable.
     """
     check_start_weights(path, digest)
+    return mapped_weights(path)
+
+
+def mapped_weights(path: Path) -> dict[str, Tensor]:
+    """The weights in a file by name, on the CPU, whoever wrote it; they stay on the disk until they are used.
+
+    Raises:
+        ResumeError: The file is not readable.
+    """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

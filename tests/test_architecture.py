@@ -30,7 +30,7 @@ FLOORS = [
     {"experiment"},
     {"study"},
     {"rescoring", "evaluating", "deepness"},
-    {"cli_depth", "cli_publish", "cli_report", "cli_schedule", "cli_similarity", "cli_study"},
+    {"cli_depth", "cli_publish", "cli_report", "cli_schedule", "cli_similarity", "cli_study", "cli_trajectory"},
     {"cli"},
     {"__main__"},
 ]
@@ -145,7 +145,7 @@ def test_public_names_are_there():
             [command, "--help"]
             for command in (
                 *("run", "study", "rescore", "evaluate", "compare", "report", "schedule", "probe", "publish"),
-                *("depth", "similarity"),
+                *("depth", "similarity", "trajectory"),
             )
         ),
         ["--help"],

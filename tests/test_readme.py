@@ -44,6 +44,13 @@ def test_snippet_runs_as_it_stands(tmp_path, monkeypatch):
     assert any(record.get("stage") == 1 for record in records)
 
 
+def test_callbacks_that_are_named_can_be_made():
+    calls = re.findall(r"`(EarlyDynamicsCallback\([^`]+\))`", README)
+    assert len(calls) >= 2
+    for call in calls:
+        assert eval(call, {"EarlyDynamicsCallback": hf_early_ood.EarlyDynamicsCallback}).records == []
+
+
 def test_tables_are_those_of_the_recorded_results():
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "make_tables.py", "--check"],

@@ -15,7 +15,9 @@ from hf_early_ood.callbacks.dynamics import EarlyDynamicsCallback
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.errors import UnsupportedModelError, UnsupportedSetupError
 from hf_early_ood.freezing import Freezer
-from hf_early_ood.probes.measures import MEASURES
+from hf_early_ood.layers import find_layer_groups
+from hf_early_ood.probes.measures import MEASURES, reads_examples
+from hf_early_ood.probes.trajectory import trajectory
 from hf_early_ood.sharding import begin, gathered, is_split_otherwise, reshard, sharded_modules
 from tests import families
 from tests.training import make_trainer
@@ -112,7 +114,13 @@ def test_a_model_that_is_not_sharded_is_left_alone(mesh):
     assert not sharded_modules(model)
 
 
-@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+def movement(model, batches):
+    """The trajectory: all weights are where they were."""
+    start = {name: torch.zeros_like(p) for name, p in families.build("bert").named_parameters()}
+    return trajectory(model, start=start, groups=find_layer_groups(families.build("bert")))
+
+
+@pytest.mark.parametrize("measure", [*(MEASURES[name] for name in MEASURES if reads_examples(name)), movement])
 def test_measures_tell_how_to_measure_a_sharded_model(mesh, measure):
     model = families.build("bert")
     batches = [families.inputs("bert", model)]

@@ -127,7 +127,9 @@ def differences(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
 
 def without_times(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Records of a series as two equal runs have them, in memory or in the file."""
-    return [{key: value for key, value in record.items() if key not in ("seconds", "source")} for record in records]
+    return [
+        {key: value for key, value in record.items() if key not in ("seconds", "share", "source")} for record in records
+    ]
 
 
 def check_resumed_at_every_update(

@@ -15,11 +15,13 @@ from hf_early_ood.callbacks.dynamics_log import DynamicsLog
 from hf_early_ood.callbacks.measuring import check_deterministic, from_main_process, measure_in_training
 from hf_early_ood.callbacks.recording import RecordingCallback, check_counts, trainable_groups
 from hf_early_ood.callbacks.resumable import check_same
-from hf_early_ood.callbacks.setups import check_shards
+from hf_early_ood.callbacks.setups import check_shards, check_step
+from hf_early_ood.callbacks.start_keeping import StartKeeper
+from hf_early_ood.checks import check_flags
 from hf_early_ood.errors import ConfigurationError, did_you_mean
 from hf_early_ood.layers import LayerGroups
 from hf_early_ood.probes.batches import ProbeSet
-from hf_early_ood.probes.measures import check_measures
+from hf_early_ood.probes.measures import check_measures, reads_examples
 
 logger = logging.get_logger(__name__)
 
@@ -34,6 +36,10 @@ class EarlyDynamicsCallback(RecordingCallback):
     soon as it is made, and is logged under ``early_ood/<measure>`` and, by layer group, ``early_ood/<measure>/<group>``
     (to every tracker in `EarlyOODTrainer` and after `watch`, else to ``state.log_history``).
 
+    "trajectory" is measured from the weights before the first update. When training begins, the main process writes
+    them to ``_trajectory/start.safetensors`` in the output folder, where a training that is resumed finds them again.
+    What is counted, and how, `hf_early_ood.probes.trajectory.trajectory` says. Alone, it needs no probe examples.
+
     Args:
         measures: Names of `hf_early_ood.probes.measures.MEASURES`.
         every: Updates between two measurements.
@@ -47,6 +53,10 @@ class EarlyDynamicsCallback(RecordingCallback):
         probe_batch_size: Probe examples per forward pass.
         probe_seed: Seed of the choice of examples and of the measures' random numbers, the same at every measurement.
         dynamics_file: File in ``args.output_dir`` for the series; None writes none.
+        start_on_disk: For "trajectory": map the weights at the start into memory from where they were written, instead
+            of holding a copy on the CPU.
+        update_direction: For "trajectory": measure the last update, too, for which the weights are copied just before
+            it is made, and freed after the measurement.
 
     Raises:
         ConfigurationError: A setting is not usable, or the Trainer has two of these callbacks.
@@ -74,9 +84,12 @@ class EarlyDynamicsCallback(RecordingCallback):
         probe_batch_size: int = 32,
         probe_seed: int = 0,
         dynamics_file: str | None = names.DYNAMICS_FILE,
+        start_on_disk: bool = False,
+        update_direction: bool = False,
     ) -> None:
         measures = [measures] if isinstance(measures, str) else list(measures)
-        check_measures(measures, settings or {})
+        check_measures(measures, settings or {}, from_start=True)
+        check_flags(start_on_disk=start_on_disk, update_direction=update_direction)
         own: dict[str, Any] = {
             "measures": measures,
             "every": every,
@@ -87,6 +100,8 @@ class EarlyDynamicsCallback(RecordingCallback):
             "probe_batch_size": probe_batch_size,
             "probe_seed": probe_seed,
             "dynamics_file": dynamics_file,
+            "start_on_disk": start_on_disk,
+            "update_direction": update_direction,
         }
         super().__init__(own, probe_dataset)
         check_counts(own, "every")
@@ -101,9 +116,16 @@ class EarlyDynamicsCallback(RecordingCallback):
             check_counts(own, "until")
         if budget is not None and not (isinstance(budget, int | float) and 0 < budget < 1):
             raise ConfigurationError("budget is not usable.", got=repr(budget), allowed="a fraction between 0 and 1")
+        if names.TRAJECTORY not in measures and (start_on_disk or update_direction):
+            raise ConfigurationError(
+                "start_on_disk and update_direction are for the trajectory, which is not measured.",
+                got=", ".join(measures),
+                fix=f"Add {names.TRAJECTORY!r} to the measures, or leave them out.",
+            )
         self._log: DynamicsLog | None = None
         self._probe_set: ProbeSet | None = None
         self._groups: LayerGroups | None = None
+        self._keeper: StartKeeper | None = None
         self._clock = _Clock()
 
     @property
@@ -122,12 +144,21 @@ class EarlyDynamicsCallback(RecordingCallback):
         check_shards(model)
         saved = self._saved(state)
         self._groups = trainable_groups(model)
-        self._probe_set = self._make_probe_set(model, kwargs["train_dataloader"])
+        reading = any(map(reads_examples, self.settings["measures"]))
+        self._probe_set = (
+            self._make_probe_set(model, kwargs["train_dataloader"])
+            if reading
+            else ProbeSet.nothing(self.settings["probe_seed"])
+        )
+        self._keeper = self._make_keeper(args, state, kwargs["optimizer"])
         self._clock = _Clock()
         if saved is not None:
             check_same("probe set", saved["probe_set"], self._probe_set.fingerprint)
             self._clock.training, self._clock.probes = saved["training_seconds"], saved["probe_seconds"]
-        check_deterministic(model, self._probe_set, self.settings["measures"], self.settings["settings"])
+            if self._keeper is not None:
+                self._keeper.restore(saved["start"])
+        if reading:
+            check_deterministic(model, self._probe_set, self.settings["measures"], self.settings["settings"])
         self._log = self._open_log(args, state)
         self._log.replace(saved["records"] if saved is not None else [])
         self._announce(state)
@@ -135,19 +166,38 @@ class EarlyDynamicsCallback(RecordingCallback):
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Measure the start, when whoever freezes layers has done so."""
         if state.global_step == 0:
+            if self._keeper is not None:
+                self._keeper.take(kwargs["model"])
             self._measure_if_due(kwargs["model"], state)
         self._clock.start()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ):
+        """Keep the weights that the update will change, where it will be measured."""
+        if (
+            self._keeper is not None
+            and self.settings["update_direction"]
+            and self._is_due(state, state.global_step + 1)
+        ):
+            self._clock.stop()
+            self._keeper.keep_before(kwargs["model"])
+            self._clock.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Measure, before a checkpoint of this step is written, so that it holds the measurement."""
         self._clock.stop()
         self._measure_if_due(kwargs["model"], state)
+        if self._keeper is not None:
+            self._keeper.drop_before()
 
     def learned(self) -> dict[str, Any] | None:
         """What a checkpoint must hold; None before training."""
         if self._log is None or self._probe_set is None:
             return None
+        start = {} if self._keeper is None else {"start": self._keeper.learned()}
         return {
+            **start,
             "records": list(self._log.records),
             "probe_set": self._probe_set.fingerprint,
             "training_seconds": self._clock.training,
@@ -155,13 +205,8 @@ class EarlyDynamicsCallback(RecordingCallback):
         }
 
     def _measure_if_due(self, model: nn.Module, state: TrainerState) -> None:
-        step, until = state.global_step, self.settings["until"]
-        if step % self.settings["every"] or self._log is None or self._probe_set is None or self._groups is None:
-            return
-        if until == DECISION:
-            if any(names.LOG_DECISION in entry for entry in state.log_history):
-                return
-        elif until is not None and step > until:
+        step, keeper = state.global_step, self._keeper
+        if self._log is None or self._probe_set is None or self._groups is None or not self._is_due(state, step):
             return
         if self._exceeds_budget():
             logger.info(f"Update {step}: no measurement, to stay within budget={self.settings['budget']}.")
@@ -177,8 +222,12 @@ class EarlyDynamicsCallback(RecordingCallback):
                     seed=self.settings["probe_seed"],
                     settings=self.settings["settings"].get(name),
                     strict=step == 0,
+                    start=None if keeper is None else keeper.start,
+                    before=None if keeper is None else keeper.before,
                 ),
             }
+            if name == names.TRAJECTORY and keeper is not None:
+                record["seconds"] += keeper.seconds
             self._clock.measured(record["seconds"])
             # So far, of all time spent in updates and measurements.
             record["share"] = self._clock.share
@@ -186,6 +235,26 @@ class EarlyDynamicsCallback(RecordingCallback):
             record = from_main_process(record)
             self._log.append(record)
             self._live(state).measurement(record)
+
+    def _is_due(self, state: TrainerState, step: int) -> bool:
+        """Whether there is a measurement after an update, if the budget allows it."""
+        until = self.settings["until"]
+        if step % self.settings["every"]:
+            return False
+        if until == DECISION:
+            return not any(names.LOG_DECISION in entry for entry in state.log_history)
+        return until is None or step <= until
+
+    def _make_keeper(self, args: TrainingArguments, state: TrainerState, optimizer: Any) -> StartKeeper | None:
+        if names.TRAJECTORY not in self.settings["measures"] or self._groups is None:
+            return None
+        check_step(optimizer)
+        return StartKeeper(
+            self._groups,
+            str(args.output_dir),
+            is_main=state.is_world_process_zero,
+            on_disk=self.settings["start_on_disk"],
+        )
 
     def _exceeds_budget(self) -> bool:
         """Whether another round like the last one would take more than the budget; the same on every rank."""

@@ -53,7 +53,9 @@ class LiveLog:
             history.append({**values, "step": self._state.global_step})
 
     def measurement(self, record: Mapping[str, Any]) -> None:
-        """Log the total and the parts by layer group of a measurement, as far as they are finite.
+        """Log the total and the parts by layer group of a measurement, and the totals of further quantities.
+
+        What has no value, or none that is finite, is left out.
 
         Where two callbacks take the same measure after the same update, the first one is seen: one name has one curve.
 
@@ -63,6 +65,8 @@ class LiveLog:
         key, step = f"{names.LOG}/{record['measure']}", self._state.global_step
         values = {key: record["value"]}
         values |= {f"{key}/{group}": part for group, part in record.get("per_group", {}).items()}
+        further = record.get("details", {}).get("quantities", {})
+        values |= {f"{key}/{quantity}": item["value"] for quantity, item in further.items()}
         newest = takewhile(lambda entry: entry.get("step") == step, reversed(self._state.log_history))
         there = {name for entry in newest for name in entry}
         known = {name: value for name, value in values.items() if value is not None and name not in there}

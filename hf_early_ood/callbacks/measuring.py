@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, broadcast_object_list
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import logging
 
 from hf_early_ood.errors import ModelChangedError, NonFiniteError, ProbeError
@@ -38,6 +38,8 @@ def measure_in_training(
     seed: int,
     settings: Mapping[str, Any] | None = None,
     strict: bool = False,
+    start: Mapping[str, Tensor] | None = None,
+    before: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Take one measure of what trains now, as a record of the dynamics file with its ``seconds``.
 
@@ -55,6 +57,8 @@ def measure_in_training(
         seed: Seed of the measure.
         settings: Further arguments of the measure.
         strict: Raise where the measure cannot be taken at all; for the first measurement, when no time is lost yet.
+        start: Weights at the start of training, on the main process; see `measure`.
+        before: Weights before the last update, on the main process; see `measure`.
 
     Raises:
         ProbeError: If ``strict``, but not for NaN or infinity; always if a measurement changed the model.
@@ -65,7 +69,9 @@ def measure_in_training(
         with share, _memory_explained(name), gathered(model):
             device = next(model.parameters()).device
             batches = probe_set.to(device)
-            record = measure(name, model, batches, groups, seed=seed, settings=settings, share=share)
+            record = measure(
+                name, model, batches, groups, seed=seed, settings=settings, share=share, start=start, before=before
+            )
         fallbacks = record["details"].get("fallbacks")
         if fallbacks:
             logger.warning_once(

@@ -11,7 +11,7 @@ from transformers.trainer_callback import ExportableState
 from hf_early_ood.errors import ConfigurationError, ResumeError
 
 # Settings that do not change what is measured or trained: a checkpoint may have been made with others.
-HARMLESS = ("dynamics_file", "self_check", "check_ranks")
+HARMLESS = ("dynamics_file", "self_check", "check_ranks", "start_on_disk")
 
 
 class ResumableCallback(TrainerCallback, ExportableState):

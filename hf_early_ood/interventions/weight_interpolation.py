@@ -29,8 +29,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from hf_early_ood.checks import check_choice
@@ -38,6 +36,7 @@ from hf_early_ood.errors import ConfigurationError, UnsupportedModelError
 from hf_early_ood.freezing import frozen_by
 from hf_early_ood.layer_rules import HEAD
 from hf_early_ood.layers import find_layer_groups
+from hf_early_ood.probes.adapters import parts_of, plain_lora_layers
 from hf_early_ood.probes.isolation import weights_kept
 from hf_early_ood.sharding import holds_shards
 
@@ -74,7 +73,7 @@ def moving_weights(model: nn.Module) -> dict[str, Tensor]:
             got="a training that has not ended",
             fix="Interpolate after Trainer.train().",
         )
-    kept = {id(parameter) for layer in _lora_layers(model) for parameter in _of(layer, _KEPT)}
+    kept = {id(parameter) for layer in _lora_layers(model) for parameter in parts_of(layer, _KEPT)}
     moving: dict[str, Tensor] = {
         name: p.detach() for name, p in model.named_parameters() if p.requires_grad and id(p) not in kept
     }
@@ -256,34 +255,15 @@ def _such_as(several: Sequence[str]) -> str:
 
 
 def _lora_layers(model: nn.Module) -> list[Any]:
-    """The layers with LoRA adapters.
-
-    Raises:
-        UnsupportedModelError: There are adapters of another kind, or merged ones.
-    """
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    for layer in layers:
-        kind = f"{type(layer).__module__}.{type(layer).__name__}"
-        known = (*_MIXED, *_KEPT) if isinstance(layer, LoraLayer) else ()
-        # Magnitudes of DoRA, singular values of AdaLoRA, or another method altogether.
-        further = [name for name in layer.adapter_layer_names if name not in known and list(_of(layer, [name]))]
-        if not known or further or layer.merged:
-            raise UnsupportedModelError(
-                "What these adapters add to the weights cannot be scaled by alpha.",
-                got=f"{kind}, merged" if layer.merged else " with ".join([kind, *further[:1]]),
-                allowed="plain LoRA, not merged",
-                fix="Interpolate whole models instead: merge_and_unload() the adapters at both ends.",
-            )
-    return layers
-
-
-def _of(layer: nn.Module, attributes: Sequence[str]) -> Iterator[nn.Parameter]:
-    for attribute in attributes:
-        yield from getattr(layer, attribute).parameters()
+    return plain_lora_layers(
+        model,
+        "What these adapters add to the weights cannot be scaled by alpha.",
+        "Interpolate whole models instead: merge_and_unload() the adapters at both ends.",
+    )
 
 
 def _check_adapters(model: nn.Module, start: Mapping[str, Tensor]) -> None:
-    owners = {id(parameter) for layer in _lora_layers(model) for parameter in _of(layer, _MIXED)}
+    owners = {id(parameter) for layer in _lora_layers(model) for parameter in parts_of(layer, _MIXED)}
     for name, parameter in model.named_parameters():
         if id(parameter) in owners and name in start and bool(start[name].any()):
             raise ConfigurationError(

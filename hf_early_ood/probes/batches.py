@@ -106,6 +106,16 @@ class ProbeSet:
             batches = tuple(_tensors(collate_fn([items[i] for i in chosen[s : s + batch_size]])) for s in starts)
         return cls(batches=batches, indices=tuple(chosen), seed=seed, fingerprint=_fingerprint(batches))
 
+    @classmethod
+    def nothing(cls, seed: int = 0) -> ProbeSet:
+        """No example at all, for measures that read none.
+
+        Example:
+            >>> ProbeSet.nothing().num_examples
+            0
+        """
+        return cls(batches=(), indices=(), seed=seed, fingerprint=_fingerprint(()))
+
     def without(self, keys: Iterable[str]) -> ProbeSet:
         """The same examples without some of their tensors.
 

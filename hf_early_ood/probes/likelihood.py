@@ -34,7 +34,7 @@ from hf_early_ood.probes.outcomes import (
     sample_labels,
     wrong_shape,
 )
-from hf_early_ood.sharding import holds_shards
+from hf_early_ood.sharding import check_whole
 
 __all__ = [
     "LABEL_CHOICES",
@@ -233,12 +233,7 @@ def likelihood_for(model: nn.Module) -> Likelihood:
         >>> type(likelihood_for(BertForSequenceClassification(config))).__name__
         'RegressionLikelihood'
     """
-    if holds_shards(model):
-        raise UnsupportedModelError(
-            "A sharded model cannot be measured.",
-            got=f"{type(model).__name__} with parameters of which this process holds a part",
-            fix="Measure inside `with hf_early_ood.sharding.gathered(model):`, on every process.",
-        )
+    check_whole(model)
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     names = [cls.__name__ for cls in type(base).__mro__]
 

@@ -18,6 +18,7 @@ from hf_early_ood.probes.curvature import (
     hessian_trace,
 )
 from hf_early_ood.probes.fisher import check_fisher_trace, fisher_trace
+from hf_early_ood.probes.gradient_subspace import check_gradient_subspace_overlap, gradient_subspace_overlap
 from hf_early_ood.probes.gradients import (
     check_fisher_trace_batch_mean,
     check_gradient_norm,
@@ -33,6 +34,7 @@ from hf_early_ood.probes.sharpness import (
     check_worst_case_sharpness,
     worst_case_sharpness,
 )
+from hf_early_ood.probes.trajectory import check_trajectory, trajectory
 
 MEASURES: dict[str, Callable[..., Any]] = {
     "fisher_trace": fisher_trace,
@@ -44,6 +46,8 @@ MEASURES: dict[str, Callable[..., Any]] = {
     "hessian_trace": hessian_trace,
     "gauss_newton_trace": partial(hessian_trace, matrix="gauss_newton"),
     "hessian_top_eigenvalue": hessian_top_eigenvalue,
+    "gradient_subspace_overlap": gradient_subspace_overlap,
+    "trajectory": trajectory,
 }
 # What the functions check their settings with.
 _CHECKS: dict[str, Callable[..., None]] = {
@@ -56,17 +60,22 @@ _CHECKS: dict[str, Callable[..., None]] = {
     "hessian_trace": check_hessian_trace,
     "gauss_newton_trace": check_hessian_trace,
     "hessian_top_eigenvalue": check_hessian_top_eigenvalue,
+    "gradient_subspace_overlap": check_gradient_subspace_overlap,
+    "trajectory": check_trajectory,
 }
 # Given by whoever measures, not by the settings of a measure.
-_OWN = ("model", "batches", "seed", "groups", "share")
+_OWN = ("model", "batches", "seed", "groups", "share", "start", "before")
 
 
-def check_measures(measures: Sequence[str], settings: Mapping[str, Mapping[str, Any]]) -> None:
+def check_measures(
+    measures: Sequence[str], settings: Mapping[str, Mapping[str, Any]], *, from_start: bool = False
+) -> None:
     """Refuse unknown measures, and settings with which a measure would refuse to begin, whatever the model is.
 
     Args:
         measures: Names of measures, each once.
         settings: Further arguments by measure.
+        from_start: Whether there are start weights, for the measures of what has changed since.
 
     Raises:
         ConfigurationError: Naming the measure, the setting and the closest known word.
@@ -87,6 +96,13 @@ def check_measures(measures: Sequence[str], settings: Mapping[str, Mapping[str, 
             raise ConfigurationError("Unknown measure.", got=name, fix=did_you_mean(str(name), MEASURES))
         if chosen.count(name) > 1:
             raise ConfigurationError("A measure is named twice.", got=name, fix="Name it once.")
+        if "start" in _parameters(name) and not from_start:
+            raise ConfigurationError(
+                f"{name} is measured from where training began, which is not known here.",
+                got=name,
+                allowed=", ".join(known for known in MEASURES if "start" not in _parameters(known)),
+                fix="Measure it with EarlyDynamicsCallback, or along checkpoints with hf-early-ood trajectory.",
+            )
     if not isinstance(settings, Mapping) or not all(isinstance(values, Mapping) for values in settings.values()):
         raise ConfigurationError(
             "The settings of measures are not usable.",
@@ -107,8 +123,12 @@ def check_measures(measures: Sequence[str], settings: Mapping[str, Mapping[str, 
 
 def _defaults(name: str) -> dict[str, Any]:
     """The settings that a measure takes, with their defaults."""
-    parameters = inspect.signature(MEASURES[name]).parameters.items()
+    parameters = _parameters(name).items()
     return {key: item.default for key, item in parameters if key not in _OWN and key not in _fixed(name)}
+
+
+def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(MEASURES[name]).parameters
 
 
 def _all_settings(name: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -119,6 +139,19 @@ def _fixed(name: str) -> Mapping[str, Any]:
     """The settings that make a measure what it is."""
     function = MEASURES[name]
     return function.keywords if isinstance(function, partial) else {}
+
+
+def reads_examples(name: str) -> bool:
+    """Whether a measure is taken on examples, rather than of the weights alone.
+
+    Args:
+        name: A key of `MEASURES`.
+
+    Example:
+        >>> reads_examples("fisher_trace"), reads_examples("trajectory")
+        (True, False)
+    """
+    return "batches" in _parameters(name)
 
 
 def needs_labels(name: str, settings: Mapping[str, Any] | None = None) -> bool:
@@ -136,7 +169,7 @@ def needs_labels(name: str, settings: Mapping[str, Any] | None = None) -> bool:
         >>> needs_labels("average_sharpness"), needs_labels("gauss_newton_trace")
         (True, False)
     """
-    return labels_of(name, settings) == "empirical"
+    return reads_examples(name) and labels_of(name, settings) == "empirical"
 
 
 def labels_of(name: str, settings: Mapping[str, Any] | None = None) -> str:
@@ -173,7 +206,8 @@ def check_examples(
         DataError: A measure would be 0 whatever the model is; see `count_empty`.
     """
     batches = list(batches)
-    for labels in dict.fromkeys(labels_of(name, settings.get(name)) for name in measures):
+    reading = [name for name in measures if reads_examples(name)]
+    for labels in dict.fromkeys(labels_of(name, settings.get(name)) for name in reading):
         count_empty(likelihood, batches, labels)
 
 
@@ -186,6 +220,8 @@ def measure(
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
     share: Share | None = None,
+    start: Mapping[str, Tensor] | None = None,
+    before: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
     """Take one measure.
 
@@ -200,18 +236,21 @@ def measure(
         seed: Seed of the measure's random numbers.
         settings: Further arguments of the measure, e.g. ``{"rho": 0.05}``.
         share: What this process measures, for the measures that are means over examples or over batches.
+        start: Weights at the start of training, for the measures of what has changed since; on one process.
+        before: Weights before the last update, for the same.
 
     Returns:
         ``measure``, ``value``, ``normalized`` (per parameter; None where it makes no sense), ``per_group``,
-        ``num_examples``, ``standard_error`` (None where the value is exact or the error not known), and ``details``.
+        ``num_examples`` (None where none is read), ``standard_error`` (None where the value is exact or the error not
+        known), and ``details``.
 
     Raises:
         ProbeError: The measure cannot be taken, or is not finite.
     """
     function, given = MEASURES[name], dict(settings or {})
-    taken = inspect.signature(function).parameters
-    given.update({key: own for key, own in {"seed": seed, "groups": groups, "share": share}.items() if key in taken})
-    result = function(model, batches, **given).to_dict()
+    own = {"batches": batches, "seed": seed, "groups": groups, "share": share, "start": start, "before": before}
+    given.update({key: value for key, value in own.items() if key in _parameters(name)})
+    result = function(model, **given).to_dict()
     value = result.pop("total") if "total" in result else result.pop("value")
     return {
         "measure": name,

@@ -79,11 +79,35 @@ class CurvatureMatrix:
         A batch costs a forward and a backward pass, which all products of its turn share. One graph is kept at a
         time; that of a single batch is kept for the next call as well.
         """
+        for index in self._turns():
+            yield partial(self._product, index)
+
+    def gradient(self) -> Tensor:
+        """Gradient (P,) of the mean loss over all examples, whose Hessian this is.
+
+        Raises:
+            NonFiniteError: It is NaN or infinite.
+        """
+        total = torch.zeros(self.size, dtype=self._dtype, device=self._device)
+        for index in self._turns():
+            total.add_(self._flat(self._open[index].first), alpha=self._weight(index))
+        if not bool(torch.isfinite(total).all()):
+            raise NonFiniteError(
+                "The gradient is not finite.", fix="The model has diverged: look at the loss and the learning rate."
+            )
+        return total
+
+    def _turns(self) -> Iterator[int]:
+        """The batches, each while its graph is there."""
         for index, batch in enumerate(self._batches):
             if index not in self._open:
                 self.close()
                 self._open[index] = self._graph(batch, index)
-            yield partial(self._product, index)
+            yield index
+
+    def _weight(self, index: int) -> float:
+        """Share of the examples that are in a batch."""
+        return num_rows(self._batches[index], index) / self.num_examples
 
     def close(self) -> None:
         """Free the graph of the last batch."""
@@ -149,7 +173,7 @@ class CurvatureMatrix:
                 f"A product with the {self._matrix} matrix of probe batch {index} is not finite.",
                 fix="The second derivatives overflow: measure the model in float32 or bfloat16.",
             )
-        return image.mul_(num_rows(self._batches[index], index) / self.num_examples)
+        return image.mul_(self._weight(index))
 
     def _graph(self, batch: Mapping[str, Tensor], index: int) -> _Graph:
         on_device = {key: value.to(self._device) for key, value in batch.items()}
@@ -177,10 +201,15 @@ def _pieces(places: list[tuple[int, slice]]) -> Iterator[tuple[int, slice]]:
 
 
 class _Graph:
-    """The autograd graph of one batch: what its products share."""
+    """The autograd graph of one batch: what its products share.
+
+    Attributes:
+        first: The first derivatives of what it is the graph of, by parameter name; names without an entry have zeros.
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self._parameters = dict(parameters)
+        self.first: dict[str, Tensor] = {}
         self._gradients: dict[str, Tensor] = {}
 
     def times(self, vector: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -213,6 +242,7 @@ class _HessianGraph(_Graph):
     def __init__(self, loss: Tensor, parameters: Mapping[str, nn.Parameter]) -> None:
         super().__init__(parameters)
         gradients = self._backward(loss, None, create_graph=True)
+        self.first = {name: gradient.detach() for name, gradient in gradients.items()}
         # A gradient that no parameter influences is constant: its row of the Hessian is zero.
         self._gradients = {name: gradient for name, gradient in gradients.items() if gradient.requires_grad}
 

@@ -77,6 +77,27 @@ def difference_product(
         return {name: (plus - minus) / (2 * step) for name, plus, minus in pairs}
 
 
+def gradient_in_top_directions(
+    model: nn.Module, batches: Iterable[Batch], names: Iterable[str], count: int
+) -> tuple[list[float], float]:
+    """The largest eigenvalues of the Hessian, and the share of the squared gradient in the span of their eigenvectors.
+
+    The gradient is a mean over single examples, and all eigenvectors are those of the whole matrix.
+    """
+    listed, chosen = list(batches), list(names)
+    likelihood = likelihood_for(model)
+
+    def gradient(example: Batch, parameters: list[nn.Parameter]) -> Tensor:
+        loss = likelihood.nll(model(**likelihood.inputs(example)), example).sum()
+        return _flat(torch.autograd.grad(loss, parameters, materialize_grads=True))
+
+    mean = _mean_over_examples(model, listed, chosen, gradient)
+    values, vectors = torch.linalg.eigh(dense_hessian(model, listed, chosen))
+    order = values.argsort(descending=True)[:count]
+    projected = vectors[:, order] @ (vectors[:, order].T @ mean)
+    return values[order].tolist(), float(projected.square().sum() / mean.square().sum())
+
+
 def _mean_over_examples(
     model: nn.Module,
     batches: Iterable[Batch],

@@ -13,8 +13,8 @@ from transformers.utils import logging
 from hf_early_ood import names
 from hf_early_ood.atomic import plain, write_json
 from hf_early_ood.environment import capture_environment, timestamp
-from hf_early_ood.errors import ResumeError, named
-from hf_early_ood.folders import check_writable, is_free, writing
+from hf_early_ood.errors import named
+from hf_early_ood.folders import check_replaceable, writing
 from hf_early_ood.probes.transfer import TransferScores
 from hf_early_ood.probing.candidates import Candidate, Material, SimilarityRequest
 from hf_early_ood.similarities import FROM_SCRATCH, RankedSource, Score, SimilarityRecord
@@ -86,11 +86,7 @@ def check_output(folder: Path) -> None:
         ConfigurationError: It cannot be written.
         ResumeError: It holds something else.
     """
-    check_writable(folder)
-    if not is_free(folder) and not (folder / names.SIMILARITY_FILE).is_file():
-        raise ResumeError(
-            "The output folder is not empty and holds no similarity.", got=folder, fix="Give another output folder."
-        )
+    check_replaceable(folder, names.SIMILARITY_FILE, "similarity")
 
 
 def few_examples(count: int, request: SimilarityRequest) -> list[list[int]]:

@@ -9,6 +9,7 @@ from statistics import fmean
 from matplotlib.figure import Figure
 
 from hf_early_ood.dynamics import Dynamics
+from hf_early_ood.names import TRAJECTORY
 from hf_early_ood.report import alts, beside, tables
 from hf_early_ood.report.calibration import Reliability, reliability
 from hf_early_ood.report.figures import arms as looks
@@ -20,6 +21,12 @@ from hf_early_ood.report.making import MOST_PANELS, Making, numbered
 from hf_early_ood.report.page import Section, chunks
 from hf_early_ood.report.verdict import many_arms
 from hf_early_ood.results import ArmRun
+
+_TRAJECTORY = {
+    "": "How far the weights of each layer group have gone",
+    "/sign_changes": "How many weights of each layer group have changed their sign",
+}
+"""Quantity of the trajectory that is shown -> title of its figure."""
 
 
 def early_period(at: Making) -> Section:
@@ -48,6 +55,7 @@ def early_period(at: Making) -> Section:
     else:
         at.missing.append("Signals: no arm has measured one.")
     _group_maps(at, section, dynamics)
+    _trajectory_maps(at, section, dynamics)
     if at.single is not None and at.single.intervention is not None:
         section.blocks.append(tables.layers_table(at.single.intervention))
     return section
@@ -90,6 +98,24 @@ def _group_maps(at: Making, section: Section, dynamics: Mapping[str, Mapping[int
                 partial(early.draw_group_maps, {arm: maps[arm] for arm in arms}),
             )
         )
+
+
+def _trajectory_maps(at: Making, section: Section, dynamics: Mapping[str, Mapping[int, Dynamics]]) -> None:
+    """How far the weights of each layer group have gone, and how many have changed their sign, if it was measured."""
+    for quantity, title in _TRAJECTORY.items():
+        found = {arm: early.of_groups(seeds[min(seeds)], f"{TRAJECTORY}{quantity}") for arm, seeds in dynamics.items()}
+        maps = {arm: series for arm, series in found.items() if series}
+        groups = chunks(list(maps), MOST_PANELS)
+        for number, arms in enumerate(groups, 1):
+            shown = {arm: maps[arm] for arm in arms}
+            section.blocks.append(
+                at.picture(
+                    f"trajectory{quantity.replace('/', '_')}{numbered(number, groups)}",
+                    alts.group_maps(shown),
+                    "From the weights at the start of training. Hatched: not measured." + _of_first_seed(at),
+                    partial(early.draw_group_maps, shown, title=title),
+                )
+            )
 
 
 def _of_first_seed(at: Making) -> str:

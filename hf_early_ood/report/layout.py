@@ -21,6 +21,15 @@ _AXES = {
     "hessian_trace": "trace of the Hessian of the nll",
     "gauss_newton_trace": "trace of the Gauss-Newton matrix",
     "hessian_top_eigenvalue": "largest eigenvalue of the Hessian",
+    "gradient_subspace_overlap": "share of the squared gradient",
+    "trajectory": "distance to the start",
+    "trajectory/mean_magnitude": "mean |w|",
+    "trajectory/sign_changes": "share of signs that differ",
+    "trajectory/relative_distance": "distance / norm at the start",
+    "trajectory/cosine": "cosine of w and the start",
+    "trajectory/share_of_movement": "share of the squared distance",
+    "trajectory/update_length": "length of the update",
+    "trajectory/update_cosine": "cosine of the update and the movement so far",
 }
 _METRICS = {
     "f1": "F1",
@@ -201,8 +210,10 @@ def measure_title(measure: str) -> str:
         'Hessian top eigenvalue'
         >>> measure_title("gauss_newton_trace")
         'Gauss-Newton trace'
+        >>> measure_title("trajectory/sign_changes")
+        'Trajectory: sign changes'
     """
-    words = measure.replace("gauss_newton", "gauss-Newton").replace("_", " ")
+    words = measure.replace("gauss_newton", "gauss-Newton").replace("_", " ").replace("/", ": ")
     return words[:1].upper() + words[1:]
 
 

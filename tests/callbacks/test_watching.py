@@ -27,6 +27,7 @@ from hf_early_ood import (
 )
 from hf_early_ood.callbacks.live import LiveLog, surviving, tell_settings
 from hf_early_ood.probes.measures import MEASURES
+from hf_early_ood.probes.trajectory import QUANTITIES
 from tests.trackers import TIMES, FakeWandb, curves, texts
 from tests.training import StopAfter, differences, make_trainer, outcome
 
@@ -43,7 +44,7 @@ def unfreezing(**changes):
 
 def everything():
     return [
-        EarlyDynamicsCallback(["fisher_trace", "gradient_norm"], every=4, **PROBE),
+        EarlyDynamicsCallback(["fisher_trace", "gradient_norm", "trajectory"], every=4, **PROBE),
         unfreezing(),
         LearningRatesCallback(layer_decay=0.5),
         FisherPenaltyCallback(0.01),
@@ -61,7 +62,7 @@ def trained(tmp_path_factory):
 def documented() -> list[re.Pattern[str]]:
     """The names of the table in README; what is in <> stands for the name of a layer group or a measure."""
     names = re.findall(r"^\| `(early_ood/[^`]+)` \|", README, flags=re.MULTILINE)
-    stand_for = {"<group>": GROUPS, "<measure>": MEASURES}
+    stand_for = {"<group>": GROUPS, "<measure>": MEASURES, "<quantity>": QUANTITIES}
     return [
         re.compile(re.sub(r"<\w+>", lambda match: f"({'|'.join(map(re.escape, stand_for[match[0]]))})", name))
         for name in names

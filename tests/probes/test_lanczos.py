@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_early_ood.probes.lanczos import largest_eigenpair
+from hf_early_ood.probes.lanczos import largest_eigenpair, largest_eigenpairs
 from tests.probes.dense import DenseMatrix, with_spectrum
 
 SPECTRA = {
@@ -60,3 +60,27 @@ def test_an_invariant_subspace_ends_it() -> None:
 def test_one_coordinate() -> None:
     pair = largest_eigenpair(DenseMatrix(torch.tensor([[-2.0]]).double()), start(1), 10, 1e-3)
     assert (pair.value, pair.num_products) == (-2, 1)
+
+
+@pytest.mark.parametrize("name", ["decaying", "signed", "negative"])
+@pytest.mark.parametrize("count", [1, 4, 60])
+def test_several_pairs_are_those_of_the_matrix(name: str, count: int) -> None:
+    matrix = DenseMatrix(with_spectrum(SPECTRA[name]))
+    pairs = largest_eigenpairs(matrix, start(), count, 60, 1e-9)
+    expected = SPECTRA[name].sort(descending=True).values[:count].tolist()
+    assert [pair.value for pair in pairs] == pytest.approx(expected, rel=1e-7, abs=1e-9)
+    vectors = torch.stack([pair.vector for pair in pairs])
+    torch.testing.assert_close(vectors @ vectors.T, torch.eye(count, dtype=torch.float64), atol=1e-9, rtol=0)
+    for pair in pairs:
+        actual = float((matrix.whole @ pair.vector - pair.value * pair.vector).norm())
+        assert actual == pytest.approx(pair.residual, abs=1e-11)
+
+
+def test_an_exhausted_start_is_followed_by_another() -> None:
+    """Of a matrix of rank two, whose start spans three directions, and of one with a single eigenvalue."""
+    low_rank = DenseMatrix(with_spectrum(torch.cat([torch.tensor([4.0, 3.0]), torch.zeros(58)])))
+    values = [pair.value for pair in largest_eigenpairs(low_rank, start(), 5, 60, 1e-9)]
+    assert values == pytest.approx([4, 3, 0, 0, 0], abs=1e-12)
+    pairs = largest_eigenpairs(DenseMatrix(3 * torch.eye(2, dtype=torch.float64)), torch.ones(2).double(), 2, 2, 0.0)
+    assert [pair.value for pair in pairs] == pytest.approx([3, 3])
+    assert abs(float(pairs[0].vector @ pairs[1].vector)) < 1e-12

@@ -10,9 +10,10 @@ import torch
 
 from hf_early_ood.errors import ConfigurationError, DataError
 from hf_early_ood.probes.likelihood import likelihood_for
-from hf_early_ood.probes.measures import MEASURES, check_examples, check_measures, labels_of, measure
+from hf_early_ood.probes.measures import MEASURES, check_examples, check_measures, labels_of, measure, reads_examples
 from tests import families
 
+OF_EXAMPLES = [name for name in MEASURES if reads_examples(name)]
 BAD = [
     ("fisher_trace", "labels", "sampld", "Did you mean 'sampled'"),
     ("fisher_trace", "estimator", "fast", "auto, exact, rademacher, loop"),
@@ -34,6 +35,7 @@ BAD = [
     ("gauss_newton_trace", "num_products", -2, "whole number"),
     ("hessian_top_eigenvalue", "num_products", 0, "whole number, 1 or more"),
     ("hessian_top_eigenvalue", "tolerance", math.nan, "0 or more"),
+    ("gradient_subspace_overlap", "num_directions", 31, "larger than num_products"),
 ]  # fmt: skip
 
 
@@ -47,17 +49,17 @@ def test_values_are_refused_as_the_measure_refuses_them(name, key, value, messag
 
 
 def test_defaults_and_fewer_products_of_another_method_are_fine():
-    check_measures(list(MEASURES), {"hessian_trace": {"method": "hutchinson", "num_products": 2}})
+    check_measures(list(OF_EXAMPLES), {"hessian_trace": {"method": "hutchinson", "num_products": 2}})
 
 
 @pytest.mark.parametrize("name", MEASURES)
 def test_every_setting_of_a_measure_is_checked(name):
     """A setting that was added and is not checked fails here: no value of it is a bare object."""
-    own = {"model", "batches", "seed", "groups", "share"}
+    own = {"model", "batches", "seed", "groups", "share", "start", "before"}
     fixed = set(getattr(MEASURES[name], "keywords", {}))
     for key in set(inspect.signature(MEASURES[name]).parameters) - own - fixed:
         with pytest.raises(ConfigurationError, match=key):
-            check_measures([name], {name: {key: object()}})
+            check_measures([name], {name: {key: object()}}, from_start=True)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,7 @@ def test_requests_that_make_no_sense(measures, settings, message):
 
 
 def test_labels_of_measures():
-    assert {name: labels_of(name) for name in MEASURES} == {
+    assert {name: labels_of(name) for name in OF_EXAMPLES} == {
         "fisher_trace": "sampled",
         "fisher_trace_batch_mean": "argmax",
         "gradient_norm": "empirical",
@@ -88,6 +90,7 @@ def test_labels_of_measures():
         "hessian_trace": "empirical",
         "gauss_newton_trace": "expected",
         "hessian_top_eigenvalue": "empirical",
+        "gradient_subspace_overlap": "empirical",
     }
     assert labels_of("hessian_top_eigenvalue", {"matrix": "gauss_newton"}) == "expected"
 
@@ -97,6 +100,7 @@ def test_labels_of_measures():
 CHEAP = {
     "average_sharpness": {"num_draws": 2}, "worst_case_sharpness": {"steps": 2}, "hessian_trace": {"num_products": 4},
     "gauss_newton_trace": {"num_products": 4}, "hessian_top_eigenvalue": {"num_products": 2},
+    "gradient_subspace_overlap": {"num_products": 3},
 }  # fmt: skip
 
 
@@ -104,7 +108,7 @@ def token_batch(model):
     return families.inputs("bert", model, batch=4)
 
 
-@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("name", OF_EXAMPLES)
 def test_only_ignored_labels_are_refused(name):
     model = families.build("bert", task="token_classification")
     batch = token_batch(model)
@@ -115,7 +119,7 @@ def test_only_ignored_labels_are_refused(name):
         check_examples(likelihood_for(model), [batch], [name], CHEAP)
 
 
-@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("name", OF_EXAMPLES)
 def test_examples_without_labels_among_others_add_nothing_and_are_counted(name):
     """Twice the examples, half of them empty: half the value."""
     model = families.build("bert", task="token_classification")
@@ -129,7 +133,9 @@ def test_examples_without_labels_among_others_add_nothing_and_are_counted(name):
     assert mixed["num_examples"] == 4
     assert mixed["details"]["num_empty"] == 2
     assert full["details"]["num_empty"] == 0
-    assert mixed["value"] == pytest.approx(full["value"] / 2, rel=1e-4)
+    # A share does not change when gradient and Hessian are halved.
+    factor = 1 if name == "gradient_subspace_overlap" else 2
+    assert mixed["value"] == pytest.approx(full["value"] / factor, rel=1e-4)
 
 
 @pytest.mark.parametrize("estimator", ["exact", "rademacher", "loop"])

@@ -20,6 +20,7 @@ CHEAP = {
     "hessian_trace": {"num_products": 6},
     "gauss_newton_trace": {"num_products": 6},
     "hessian_top_eigenvalue": {"num_products": 4},
+    "gradient_subspace_overlap": {"num_products": 4},
 }
 
 

@@ -15,7 +15,7 @@ from hf_early_ood.callbacks.dynamics import EarlyDynamicsCallback
 from hf_early_ood.dynamics import read_dynamics
 from hf_early_ood.errors import ConfigurationError, ResumeError, UnsupportedModelError
 from hf_early_ood.probes.batches import ProbeSet
-from hf_early_ood.probes.measures import MEASURES
+from hf_early_ood.probes.measures import MEASURES, reads_examples
 from hf_early_ood.probing import ProbeRequest, check_probe, probe_checkpoints, probe_model
 from hf_early_ood.sources import SplitSpec
 from tests import families
@@ -35,6 +35,9 @@ def project(checkpoints, tmp_path):
     return shutil.copytree(checkpoints, tmp_path / "project")
 
 
+OF_EXAMPLES = tuple(name for name in MEASURES if reads_examples(name))
+
+
 def values(report):
     return {(item.step, item.measure): item.value for item in report.measurements}
 
@@ -42,7 +45,13 @@ def values(report):
 def test_numbers_are_those_of_the_callback(tmp_path):
     """Every measure, of checkpoints that a training left, on the examples that it was measured on."""
     callback = EarlyDynamicsCallback(
-        list(MEASURES), every=2, settings=CHEAP, probe_dataset=Rows(20), probe_size=8, probe_batch_size=4, probe_seed=3
+        list(OF_EXAMPLES),
+        every=2,
+        settings=CHEAP,
+        probe_dataset=Rows(20),
+        probe_size=8,
+        probe_batch_size=4,
+        probe_seed=3,
     )
     make_trainer(tmp_path / "run", [callback], max_steps=4, save_strategy="steps", save_steps=2).train()
     rows = Rows(20)
@@ -51,14 +60,14 @@ def test_numbers_are_those_of_the_callback(tmp_path):
     )
     report = probe_checkpoints(
         ProbeRequest(
-            str(tmp_path / "run"), SplitSpec(str(tmp_path / "rows.jsonl")), tuple(MEASURES), CHEAP, seed=3, **SMALL
+            str(tmp_path / "run"), SplitSpec(str(tmp_path / "rows.jsonl")), OF_EXAMPLES, CHEAP, seed=3, **SMALL
         ),
         output=tmp_path / "out",
     )
     measured = read_dynamics(tmp_path / "run" / names.DYNAMICS_FILE)
     probed = read_dynamics(tmp_path / "out" / names.DYNAMICS_FILE)
     assert not report.failures
-    assert len(probed.measurements) == 2 * len(MEASURES)
+    assert len(probed.measurements) == 2 * len(OF_EXAMPLES)
     expected = {(item.step, item.measure): item for item in measured.measurements if item.step > 0}
     for item in probed.measurements:
         before = expected.pop((item.step, item.measure))

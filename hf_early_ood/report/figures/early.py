@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hf_early_ood.dynamics import Dynamics, Measurement
-from hf_early_ood.names import SELECTION
+from hf_early_ood.names import SELECTION, TRAJECTORY
 from hf_early_ood.report.figures.arms import Mark, backed
 from hf_early_ood.report.figures.panels import panel_grid
 from hf_early_ood.report.figures.signal import bottom_to_top, scale
@@ -109,15 +109,25 @@ def _say_decisions(axes: Axes, item: Watched, last: int, look: Look) -> None:
 
 
 def grouped(dynamics: Dynamics) -> tuple[Measurement, ...]:
-    """The measurements of a run with values of several layer groups at several updates; empty where there are none."""
+    """The first measure of a run with values of several layer groups at several updates, but for the trajectory."""
     for measure in dict.fromkeys(item.measure for item in dynamics.measurements):
-        series = [item for item in dynamics.of(measure) if item.per_group]
-        if len(series) > 1 and len({group for item in series for group in item.per_group}) > 1:
-            return tuple(series)
+        if not measure.startswith(TRAJECTORY):
+            series = of_groups(dynamics, measure)
+            if series:
+                return series
     return ()
 
 
-def draw_group_maps(arms: Mapping[str, Sequence[Measurement]], look: Look) -> Figure:
+def of_groups(dynamics: Dynamics, measure: str) -> tuple[Measurement, ...]:
+    """One measure of a run, if it has values of several layer groups at several updates; else nothing."""
+    series = tuple(item for item in dynamics.of(measure) if item.per_group)
+    several = len(series) > 1 and len({group for item in series for group in item.per_group}) > 1
+    return series if several else ()
+
+
+def draw_group_maps(
+    arms: Mapping[str, Sequence[Measurement]], look: Look, title: str = "What was measured of each layer group"
+) -> Figure:
     """A panel for each arm: layer groups, the lowest below, by updates; the darker, the more."""
     groups = {arm: bottom_to_top({name for item in series for name in item.per_group}) for arm, series in arms.items()}
     columns = 1 if look.narrow or len(arms) == 1 else 2
@@ -125,17 +135,18 @@ def draw_group_maps(arms: Mapping[str, Sequence[Measurement]], look: Look) -> Fi
     heights = 0.16 * max(map(len, groups.values())) + 1.15
     figure = make_figure(look, rows * heights + 0.4, room=0.08)
     panels = list(figure.subplots(rows, columns, squeeze=False).ravel())
-    figure.suptitle("What was measured of each layer group", x=0.01, ha="left", fontsize=11, color=look.ink)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=look.ink)
     for axes, (arm, series) in zip(panels, arms.items(), strict=False):
-        _group_map(figure, axes, arm, series, groups[arm], look)
+        group_map(figure, axes, arm, series, groups[arm], look)
     for empty in panels[len(arms) :]:
         empty.set_visible(False)
     return figure
 
 
-def _group_map(
+def group_map(
     figure: Figure, axes: Axes, arm: str, series: Sequence[Measurement], groups: Sequence[str], look: Look
 ) -> None:
+    """Draw one measure as a heat map: a row a group, a column an update. Without an arm, the title is the measure."""
     style(axes, look)
     axes.grid(visible=False)
     values = np.array([[_number(item.per_group.get(group)) for item in series] for group in groups])
@@ -153,7 +164,7 @@ def _group_map(
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     axes.tick_params(labelsize=8)
     measure = series[0].measure.removeprefix(f"{SELECTION}/")
-    title = f"{shortened(arm, look.letters)}\n{measure_title(measure)}"
+    title = f"{shortened(arm, look.letters)}\n{measure_title(measure)}" if arm else measure_title(measure)
     axes.set_title(title, loc="left", fontsize=9, color=look.ink, pad=5)
     bar = figure.colorbar(mesh, ax=axes, pad=0.01, aspect=16)
     bar.outline.set_visible(False)

@@ -1,0 +1,135 @@
+"""The movement along checkpoints: the callback's numbers, from a start and to an end, and the command that shows it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from matplotlib.image import imread
+from peft import LoraConfig, get_peft_model
+
+from hf_early_ood.callbacks.dynamics import EarlyDynamicsCallback
+from hf_early_ood.cli import USER_ERROR, main
+from hf_early_ood.dynamics import read_dynamics
+from hf_early_ood.errors import ConfigurationError, DataError, ResumeError
+from hf_early_ood.layers import find_layer_groups
+from hf_early_ood.names import START_WEIGHTS_FILE
+from hf_early_ood.probes.reference_trajectory import movement_of
+from hf_early_ood.probing import load_saved_model
+from hf_early_ood.probing.trajectory import checkpoint_trajectory
+from tests import families
+from tests.training import make_trainer
+
+SAVING = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
+
+
+def train(folder, model=None, callbacks=None):
+    callback = EarlyDynamicsCallback(["trajectory"], every=2)
+    make_trainer(folder, [callback] if callbacks is None else callbacks, model=model, **SAVING).train()
+    return callback
+
+
+def lora(tmp_path):
+    families.build("bert").save_pretrained(tmp_path / "base")
+    model = families.build("bert")
+    model.config.name_or_path = model.name_or_path = str(tmp_path / "base")
+    torch.manual_seed(2)
+    config = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
+    return get_peft_model(model, config)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_from_the_start_it_is_what_the_callback_measured(tmp_path, adapter):
+    train(tmp_path / "run", lora(tmp_path) if adapter else None)
+    found = checkpoint_trajectory(tmp_path / "run")
+    assert found.models == {0: "start", 2: "checkpoint-2", 4: "checkpoint-4", 6: "checkpoint-6"}
+    assert found.start.endswith(START_WEIGHTS_FILE)
+    measured = read_dynamics(tmp_path / "run" / "dynamics.jsonl")
+    along = {(item.step, item.measure): item for item in found.measurements}
+    for item in measured.measurements:
+        assert along[item.step, item.measure].value == item.value, item.measure
+        assert along[item.step, item.measure].per_group == item.per_group, item.measure
+
+
+def test_to_the_end_and_between_it_is_a_plain_loop(tmp_path):
+    train(tmp_path)
+    found = checkpoint_trajectory(tmp_path)
+    models = [load_saved_model(str(tmp_path / f"checkpoint-{step}")) for step in (2, 4, 6)]
+    weights = [{name: p.detach() for name, p in model.named_parameters()} for model in models]
+    groups = find_layer_groups(models[0])
+    group_of = {name: group.name for group in groups for name in group.parameters}
+    along = {(item.step, item.measure): item for item in found.measurements}
+    for at, step in ((1, 4), (2, 6)):
+        end = movement_of(weights[at], weights[2], None, group_of)
+        back = movement_of(weights[at], weights[at - 1], None, group_of)
+        way = {name: weights[2][name] - weights[at - 1][name] for name in group_of}
+        moved = {name: weights[at][name] - weights[at - 1][name] for name in group_of}
+        toward = movement_of(moved, way, None, group_of)
+        for quantity, expected, key in (
+            ("distance_to_end", end, "distance"),
+            ("cosine_with_end", end, "cosine"),
+            ("cosine_with_previous", back, "cosine"),
+            ("update_length", back, "distance"),
+            ("update_cosine_to_end", toward, "cosine"),
+        ):
+            item = along[step, f"trajectory/{quantity}"]
+            for group, value in {"total": item.value, **item.per_group}.items():
+                assert value == pytest.approx(expected[group][key], rel=1e-6, abs=1e-9), (step, quantity, group)
+    assert along[6, "trajectory/distance_to_end"].value == 0
+    assert along[6, "trajectory/update_cosine_to_end"].value == pytest.approx(1)
+    assert along[0, "trajectory/distance_to_end"].value == pytest.approx(along[6, "trajectory"].value)
+
+
+def test_without_start_weights_the_first_checkpoint_is_the_start(tmp_path):
+    train(tmp_path, callbacks=[])
+    found = checkpoint_trajectory(tmp_path)
+    assert (found.start, list(found.models)) == ("checkpoint-2", [2, 4, 6])
+    assert found.records[0]["value"] == 0
+    from_other = checkpoint_trajectory(tmp_path, start=tmp_path / "checkpoint-4")
+    assert list(from_other.models) == [0, 2, 4, 6]
+    assert [record["value"] for record in from_other.records][0:3:2] == [0, 0]
+
+
+def test_what_cannot_be_measured(tmp_path):
+    train(tmp_path / "run", callbacks=[])
+    with pytest.raises(DataError, match="at least two points"):
+        checkpoint_trajectory(tmp_path / "run" / "checkpoint-2")
+    families.build("bert", hidden_size=8).save_pretrained(tmp_path / "small")
+    with pytest.raises(ConfigurationError, match="another model than the checkpoints"):
+        checkpoint_trajectory(tmp_path / "run", start=tmp_path / "small")
+    with pytest.raises(ConfigurationError, match="Did you mean 'merged'"):
+        checkpoint_trajectory(tmp_path / "run", adapters="merge")
+    with pytest.raises(ResumeError, match="not empty and holds no trajectory"):
+        checkpoint_trajectory(tmp_path / "run", output=tmp_path / "small")
+
+
+def test_command_writes_a_record_and_a_picture(tmp_path, capsys):
+    train(tmp_path / "run")
+    for _ in range(2):  # it replaces its own
+        assert main(["trajectory", str(tmp_path / "run"), "--output", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "Weights along the training" in printed
+    assert "checkpoint-6 by layer group" in printed
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"trajectory.json", "trajectory.png"}
+    written = json.loads((tmp_path / "out" / "trajectory.json").read_text())
+    assert written["command"].startswith("hf-early-ood trajectory ")
+    assert imread(tmp_path / "out" / "trajectory.png").shape[1] == 1200
+    assert main(["trajectory", str(tmp_path / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["records"][-1]["value"] == written["records"][-1]["value"]
+    assert main(["trajectory", str(tmp_path / "nothing")]) == USER_ERROR
+
+
+def test_probe_says_where_the_trajectory_is(tmp_path, capsys):
+    words = ["probe", str(tmp_path), "--data", "bundled:vader-icwsm2014", "--measures", "trajectory"]
+    assert main(words) == USER_ERROR
+    assert "hf-early-ood trajectory" in capsys.readouterr().err
+
+
+def test_models_are_left_as_they_are(tmp_path):
+    """The start is measured with a model of the series, which has its own weights after it."""
+    train(tmp_path)
+    found = checkpoint_trajectory(tmp_path)
+    again = checkpoint_trajectory(tmp_path)
+    assert asdict(found)["records"] == asdict(again)["records"]
