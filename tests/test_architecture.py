@@ -22,7 +22,7 @@ FLOORS = [
     {"atomic", "attributions", "checks", "claiming", "decoding", "duplicates", "folders", "languages", "roles"},
     {"schedules", "stabilization", "voting"},
     {"results", "dynamics", "similarities", "environment", "config", "freezing", "sharding"},
-    {"layer_groups", "layer_rules", "layers", "layer_check", "probes", "bundled", "checkpoints"},
+    {"layer_groups", "layer_rules", "layers", "layer_check", "probes", "bundled", "checkpoints", "start_weights"},
     {"sources", "data", "tasks", "evaluation", "interventions"},
     {"callbacks", "report", "hyperparameters"},
     {"hub"},
