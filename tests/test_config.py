@@ -661,7 +661,7 @@ def test_help_describes_every_key() -> None:
     off = text.index("--intervention.fisher_penalty  (default: null)\n      Penalty on the Fisher trace; null: off.")
     assert off < text.index("--intervention.fisher_penalty.alpha  (required in this section)")
     assert text.index("--data.id_validation  (default: null)") < text.index("--data.id_validation.source  (required in")
-    assert text.count("(required in this section)") == 2
+    assert text.count("(required in this section)") == 4
     assert max(map(len, text.splitlines())) <= 100
     assert "%" not in text  # argparse reads it as a placeholder
 

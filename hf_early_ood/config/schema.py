@@ -23,6 +23,8 @@ from hf_early_ood.config.presets import with_preset
 from hf_early_ood.config.training_arguments import REPORTING, check_training, training_fields
 from hf_early_ood.roles import ROLES
 
+# Keys, null by default, that came when there were runs without them.
+_LATER = (("evaluation", "prediction_depth"), ("intervention", "perturbation"))
 _COLUMNS_IN_WORDS = "; ".join(f"{task}: {', '.join(roles)}" for task, roles in ROLES.items())
 
 
@@ -234,8 +236,9 @@ class RunConfig:
         """
         settings = {key: value for key, value in self.to_dict().items() if key != "output_dir"}
         settings["evaluation"].pop("margin")
-        if settings["evaluation"]["prediction_depth"] is None:
-            del settings["evaluation"]["prediction_depth"]  # as in the runs before there was such a key
+        for section, key in _LATER:
+            if settings[section][key] is None:
+                del settings[section][key]  # as in the runs before there was such a key
         for name in REPORTING:
             settings["training"].pop(name, None)
         return fingerprint(settings)

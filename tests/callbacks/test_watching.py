@@ -21,6 +21,7 @@ from hf_early_ood import (
     GenerationsCallback,
     GradualUnfreezingCallback,
     LearningRatesCallback,
+    PerturbationCallback,
     watch,
 )
 from hf_early_ood.callbacks.live import LiveLog, surviving, tell_settings
@@ -67,7 +68,11 @@ def documented() -> list[re.Pattern[str]]:
 
 
 def test_tensorboard_has_the_documented_series_and_no_others(trained, tmp_path):
-    others = {"generations": GenerationsCallback(2), "selecting": unfreezing(order="fisher_trace")}
+    others = {
+        "generations": GenerationsCallback(2),
+        "selecting": unfreezing(order="fisher_trace"),
+        "perturbing": PerturbationCallback(2, "shuffle"),
+    }
     for name, callback in others.items():
         make_trainer(tmp_path / name, [callback], **OURS, report_to="tensorboard").train()
     folders = (trained[1], *(tmp_path / name for name in others))
