@@ -55,9 +55,9 @@ class EarlyOODArguments(TrainingArguments):
 
     ``intervention="gradual_unfreezing"`` takes the fields below, each described in its ``help``, with the defaults of
     :class:`~hf_early_ood.GradualUnfreezingCallback`; "standard" is standard fine-tuning, the baseline. Every other
-    intervention and combination (LISA, AutoFreeze, learning rates, generations, Fisher penalty) is reached by the name
-    of a preset (``hf-early-ood presets``), or by a YAML file with the section ``intervention`` of a recipe. Only
-    WiSE-FT is not: it comes after training.
+    intervention and combination (LISA, AutoFreeze, learning rates, generations, Fisher penalty, perturbations) is
+    reached by the name of a preset (``hf-early-ood presets``), or by a YAML file with the section ``intervention`` of a
+    recipe. Only WiSE-FT is not: it comes after training.
 
     Raises:
         ConfigurationError: A setting is not usable.

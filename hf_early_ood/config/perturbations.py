@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from hf_early_ood.checks import LARGEST_SEED
 from hf_early_ood.config.parsing import option, usable
 
-LARGEST_SEED = 2**32
 RESET_TO_START, RESET_TO_RANDOM = "reset_to_start", "reset_to_random"
 REDRAW_MAGNITUDES, REDRAW_SIGNS = "redraw_magnitudes", "redraw_signs"
 SHUFFLE, NOISE = "shuffle", "noise"

@@ -20,7 +20,7 @@ from hf_early_ood.errors import ConfigurationError, ResumeError, UnsupportedMode
 from hf_early_ood.interventions.forgetting import initial_values
 from hf_early_ood.interventions.perturbations import effective_std, perturbed, seed_for
 from hf_early_ood.layers import find_layer_groups
-from hf_early_ood.trainer import EarlyOODTrainer
+from hf_early_ood.trainer import EarlyOODArguments, EarlyOODTrainer
 from tests import families
 from tests.training import Recorder, Rows, StopAfter, copy_weights, differences, make_trainer, outcome
 
@@ -443,6 +443,21 @@ def test_beside_generations(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / names.DYNAMICS_FILE).read_text().splitlines()]
     found = [(line["step"], line["event"]) for line in lines]
     assert found == [(0, "generation"), (2, "generation"), (2, "perturbation")]
+
+
+def test_from_the_arguments(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("intervention: {perturbation: {at: 1.0, kind: reset_to_random, groups: [head]}}")
+    start = families.build("bert")
+    trainer = trainer_with(
+        tmp_path, [], trainer_class=EarlyOODTrainer, arguments_class=EarlyOODArguments, intervention=str(file)
+    )
+    (callback,) = [c for c in trainer.callback_handler.callbacks if isinstance(c, PerturbationCallback)]
+    trainer.train()
+    head = find_layer_groups(trainer.model)["head"].parameters
+    initial = initial_values(start, find_layer_groups(start)["head"].parameters, seed_for(3, "head"))
+    assert [record["step"] for record in callback.records] == [UPDATES]
+    assert all(torch.equal(parameter, initial[name]) for name, parameter in head.items())
 
 
 def test_a_training_that_ends_before_says_so(tmp_path, caplog):
