@@ -146,7 +146,8 @@ def small(file: Path, tmp_path: Path) -> list[str]:
         changes |= {f"data.ood.{name}.max_examples": 40 for name in shared_run(file).data.ood}
     arms: dict[str, RunConfig] = {"": config} if isinstance(config, RunConfig) else config.one_each()
     fixed = [run.intervention.interval for run in arms.values() if isinstance(run.intervention.interval, int | float)]
-    if fixed:
+    timed = any(run.intervention.generations or run.intervention.perturbation for run in arms.values())
+    if fixed or timed:
         changes |= {"training.max_steps": 30, "training.per_device_train_batch_size": 4}
     if isinstance(config, StudyConfig):
         changes["study.seeds"] = [1]

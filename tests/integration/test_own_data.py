@@ -13,7 +13,8 @@ from hf_early_ood.results import read_run, read_study
 from tests.tiny_project import make_project
 
 README = Path(__file__).parents[2] / "README.md"
-(OWN,) = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+OWN_DATA = README.read_text(encoding="utf-8").partition("\n## Your own data\n")[2].partition("\n## ")[0]
+(OWN,) = re.findall(r"```yaml\n(.*?)```", OWN_DATA, flags=re.DOTALL)
 TINY = [
     "--model.name",
     "./model",
