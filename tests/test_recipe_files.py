@@ -156,6 +156,8 @@ def small(file: Path, tmp_path: Path) -> list[str]:
         if run.intervention.method == "gradual_unfreezing" and run.intervention.interval == "auto":
             changes |= {f"{section}.probe.size": 8, f"{section}.probe.batch_size": 4, f"{section}.probe.every": 1}
             changes[f"{section}.detector.window"] = 1
+        elif run.intervention.perturbation:
+            changes[f"{section}.perturbation.groups"] = ["head"]  # the tiny model has fewer blocks
         elif not arm and fixed:
             changes[f"{section}.interval"] = 5
     return [word for name, value in changes.items() for word in (f"--{name}", str(value))]
