@@ -144,6 +144,8 @@ class PerturbationRecord(_Record):
     kind: str
     effective_std: dict[str, float | None]
     """Layer group -> standard deviation of what was added to its weights."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Its other settings, such as ``within``; empty: not noted."""
 
 
 @dataclass(frozen=True)

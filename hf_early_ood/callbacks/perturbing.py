@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -238,7 +239,14 @@ class PerturbationCallback(ReportingCallback):
                 for parameter in parameters.values():
                     optimizer.state.pop(parameter, None)
         self._is_done = True
-        record = {"step": state.global_step, "event": EVENT, "kind": self.config.kind, "effective_std": stds}
+        further = {**asdict(self.config), "source": self.config.taken_from}
+        record = {
+            "step": state.global_step,
+            "event": EVENT,
+            "kind": self.config.kind,
+            "effective_std": stds,
+            "settings": {key: value for key, value in further.items() if key not in ("at", "kind", "groups")},
+        }
         if self._log is not None:
             self._log.append(record)
         self._live(state).numbers({f"{names.LOG_PERTURBATION}/{group}": std for group, std in stds.items()})

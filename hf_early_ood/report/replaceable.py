@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from hf_early_ood.names import ID_TEST, OOD_MACRO_MEAN
 from hf_early_ood.report.layout import NO_VALUE, Table, metric_title, signed, with_interval
 from hf_early_ood.report.reading import split_label
 from hf_early_ood.report.verdict import UNCLEAR, UNKNOWN, find_comparison, judge
-from hf_early_ood.results import Comparison, StudyRecord
+from hf_early_ood.results import Comparison, PerturbationRecord, StudyRecord
 
 SPLITS = (ID_TEST, OOD_MACRO_MEAN)
 _BLOCK = re.compile(r"(.*block\.)(\d+)")
@@ -19,29 +20,39 @@ _BLOCK = re.compile(r"(.*block\.)(\d+)")
 
 @dataclass(frozen=True)
 class Perturbed:
-    """An arm that perturbs ``groups`` after ``step`` updates."""
+    """An arm that perturbs ``groups`` after ``step`` updates.
+
+    ``what`` is the kind in words, with what tells it from other arms of the kind.
+    """
 
     arm: str
     groups: tuple[str, ...]
-    kind: str
+    what: str
     step: int
 
 
 def perturbed_arms(study: StudyRecord) -> list[Perturbed]:
     """The arms that perturb something, in the order of the study."""
-    found = []
+    records = {}
     for arm, runs in study.arms.items():
-        records = [run.intervention.perturbation for run in runs if run.intervention is not None]
-        known = [record for record in records if record is not None]
+        known = [run.intervention.perturbation for run in runs if run.intervention and run.intervention.perturbation]
         if known:
-            found.append(Perturbed(arm, tuple(known[0].effective_std), known[0].kind, known[0].step))
-    return found
+            records[arm] = known[0]
+    found = [
+        Perturbed(arm, tuple(record.effective_std), _what(record, records.values()), record.step)
+        for arm, record in records.items()
+    ]
+    times = Counter((item.groups, item.what, item.step) for item in found)
+    return [
+        item if times[item.groups, item.what, item.step] == 1 else replace(item, what=f"{item.what}: {item.arm}")
+        for item in found
+    ]
 
 
 def are_compared(study: StudyRecord) -> bool:
     """Whether there are arms that differ in when or what they perturb, with differences from the baseline."""
     arms = [item for item in perturbed_arms(study) if difference(study, item, OOD_MACRO_MEAN) is not None]
-    return len({(item.groups, item.step) for item in arms}) > 1
+    return len({(item.groups, item.what, item.step) for item in arms}) > 1
 
 
 def difference(study: StudyRecord, item: Perturbed, split: str) -> Comparison | None:
@@ -81,20 +92,20 @@ def in_words(study: StudyRecord) -> str:
     for item in perturbed_arms(study):
         mean = difference(study, item, OOD_MACRO_MEAN)
         if mean is not None:
-            found.append(f"{groups_in_words(item.groups)}, {item.kind} after {item.step}: {signed(mean.difference)}")
+            found.append(f"{groups_in_words(item.groups)}, {item.what} after {item.step}: {signed(mean.difference)}")
     first = f"{metric_title(study.metric)} on the mean of the OOD sets, points from {study.baseline}"
     return f"{first}, by layer groups and update. {'; '.join(found)}."
 
 
 def replaceable_table(study: StudyRecord, split: str) -> Table:
-    """Differences from the baseline on one split: a row for each groups and kind, a column for each k."""
+    """Differences from the baseline on one split: a row for each groups and perturbation, a column for each k."""
     arms = perturbed_arms(study)
     steps = sorted({item.step for item in arms})
-    cells = {(item.groups, item.kind, item.step): _cell(study, item, split) for item in arms}
+    cells = {(item.groups, item.what, item.step): _cell(study, item, split) for item in arms}
     rows = [
-        (groups_in_words(groups), kind.replace("_", " "), *(cells.get((groups, kind, k), NO_VALUE) for k in steps))
-        for kind in dict.fromkeys(item.kind for item in arms)
-        for groups in dict.fromkeys(item.groups for item in arms if item.kind == kind)
+        (groups_in_words(groups), what, *(cells.get((groups, what, k), NO_VALUE) for k in steps))
+        for what in dict.fromkeys(item.what for item in arms)
+        for groups in dict.fromkeys(item.groups for item in arms if item.what == what)
     ]
     seeds = "1 seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
     title = (
@@ -103,6 +114,19 @@ def replaceable_table(study: StudyRecord, split: str) -> Table:
     )
     note = f"Columns: updates before the perturbation{_of(study)}. * a clear difference{_adjusted(split)}."
     return Table(title, ("layer groups", "perturbation", *map(str, steps)), rows, note, left=("perturbation",))
+
+
+def _what(record: PerturbationRecord, all_records: Collection[PerturbationRecord]) -> str:
+    """The kind, and those of its settings in which perturbations of the kind differ."""
+    words = [record.kind.replace("_", " ")]
+    for key, value in record.settings.items():
+        name = key.replace("_", " ")
+        if len({other.settings.get(key) for other in all_records if other.kind == record.kind}) > 1:
+            if isinstance(value, bool) or value is None:
+                words += [name] if value else []
+            else:
+                words.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
+    return ", ".join(words)
 
 
 def _of(study: StudyRecord) -> str:

@@ -91,7 +91,7 @@ def perturbations(at: Making) -> Section:
         caption = (
             f"Difference from {study.baseline}, with its {study.confidence:.0%} interval, of arms that perturb layer"
             " groups after so many updates and train on to the same end. Below 0: what those layers had learned by then"
-            " was missed."
+            " was missed. Marks side by side are of one update."
         )
         draw = partial(replaceable.draw_replaceable, study)
         section.blocks.append(at.picture("perturbations", perturbed.in_words(study), caption, draw))

@@ -116,7 +116,13 @@ def test_every_kind_at_every_update_is_the_loop_by_hand(tmp_path, name, at):
         stds[group] = effective_std(now, expected)
         assert stds[group] > 0
     (event,) = callback.records
-    assert event == {"step": at, "event": "perturbation", "kind": settings["kind"], "effective_std": stds}
+    further = event["settings"]
+    own = {"step": at, "event": "perturbation", "kind": settings["kind"], "effective_std": stds}
+    assert event == {**own, "settings": further}
+    assert {key: further[key] for key in settings if key in further} == {
+        key: value for key, value in settings.items() if key not in ("kind", "groups")
+    }
+    assert further["optimizer_state"] == "reset"
     lines = (tmp_path / names.DYNAMICS_FILE).read_text().splitlines()
     assert json.loads(lines[0]) == {**event, "source": "PerturbationCallback"}
     logged = [e for e in trainer.state.log_history if "early_ood/perturbation/head" in e]

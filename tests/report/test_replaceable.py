@@ -15,6 +15,7 @@ from hf_early_ood.report.figures.style import DARK, LIGHT, narrow
 from hf_early_ood.report.making import Making
 from hf_early_ood.report.material import Material
 from hf_early_ood.report.replaceable import (
+    Perturbed,
     are_compared,
     groups_in_words,
     in_words,
@@ -29,8 +30,8 @@ GROUPS = (("embeddings",), ("block.0", "block.1"), ("block.2", "block.3"), ("hea
 STEPS = (4, 28, 80)
 
 
-def perturbed(groups, step: int, kind: str = "reset_to_start", seed: int = 1):
-    record = PerturbationRecord(step, kind, dict.fromkeys(groups, 0.01))
+def perturbed(groups, step: int, kind: str = "reset_to_start", seed: int = 1, **settings):
+    record = PerturbationRecord(step, kind, dict.fromkeys(groups, 0.01), settings)
     return replace(arm_run(seed), intervention=InterventionRecord("standard", perturbation=record), updates=80)
 
 
@@ -50,7 +51,7 @@ def a_study(groups=GROUPS, steps=STEPS, noise: bool = True) -> StudyRecord:
 def test_what_is_perturbed_is_read_from_the_runs():
     found = perturbed_arms(a_study())
     assert len(found) == 16
-    assert (found[1].arm, found[1].groups, found[1].kind, found[1].step) == ("arm1", GROUPS[0], "reset_to_start", 28)
+    assert found[1] == Perturbed("arm1", GROUPS[0], "reset to start", 28)
     assert not perturbed_arms(study())
 
 
@@ -86,7 +87,66 @@ def test_tables():
 def test_words_for_who_cannot_see():
     words = in_words(a_study())
     assert words.startswith("accuracy on the mean of the OOD sets, points from standard, by layer groups and update. ")
-    assert "block.0 to 1, reset_to_start after 28: -8.0; " in words
+    assert "block.0 to 1, reset to start after 28: -8.0; " in words
+
+
+def doses() -> StudyRecord:
+    """Arms of one kind, one group and one update, which differ in their settings, two of them in nothing."""
+    settings = {"within": "row", "unit": "start"}
+    cases = {
+        "little": perturbed(["head"], 28, "noise", **settings, std=0.25, keep_signs=False),
+        "much": perturbed(["head"], 28, "noise", **settings, std=1.0, keep_signs=False),
+        "later": perturbed(["head"], 80, "noise", **settings, std=1.0, keep_signs=False),
+        "twice": perturbed(["head"], 80, "noise", **settings, std=1.0, keep_signs=False),
+        "moved": perturbed(["head"], 28, "shuffle", **settings, std=1.0, keep_signs=False),
+        "signed": perturbed(["head"], 28, "shuffle", **settings, std=1.0, keep_signs=True),
+    }
+    names = ("redraw_magnitudes", "redraw_signs", "reset_to_random", "reset_to_start")
+    cases |= {name: perturbed(["head"], 28, name) for name in names}
+    arms = {"standard": (replace(arm_run(1), updates=80),), **{name: (run,) for name, run in cases.items()}}
+    found = [
+        comparison(split, -0.01 * number, 0.02, arm=arm)
+        for number, arm in enumerate(cases, 1)
+        for split in (ID_TEST, OOD_MACRO_MEAN)
+    ]
+    return StudyRecord("doses", "standard", (1,), "accuracy", arms, tuple(found))
+
+
+def test_every_arm_of_one_kind_has_its_place():
+    rows = {row[1]: row[2:] for row in replaceable_table(doses(), OOD_MACRO_MEAN).rows}
+    assert rows["noise, std 0.25"] == ("-1.0 [-3.0, +1.0]", "-")
+    assert rows["noise, std 1"] == ("-2.0 [-4.0, +0.0]", "-")
+    assert rows["noise, std 1: later"] == ("-", "-3.0 [-5.0, -1.0]*")
+    assert rows["noise, std 1: twice"] == ("-", "-4.0 [-6.0, -2.0]*")
+    assert rows["shuffle"][0].startswith("-5.0")
+    assert rows["shuffle, keep signs"][0].startswith("-6.0")
+    assert len(rows) == 10
+
+
+def test_only_settings_can_differ():
+    made = doses()
+    arms = {name: runs for name, runs in made.arms.items() if name in ("standard", "little", "much")}
+    assert are_compared(replace(made, arms=arms))
+
+
+@pytest.mark.parametrize("look", [LIGHT, narrow(LIGHT)], ids=["light", "narrow"])
+def test_many_kinds_are_all_in_the_legend_and_about_their_update(look):
+    figure = draw_replaceable(doses(), look)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert set(names[2:]) == {item.what for item in perturbed_arms(doses())}
+    box, page = legend.get_window_extent(), figure.bbox
+    assert page.x0 <= box.x0
+    assert box.x1 <= page.x1
+    beside = figure.axes[0].yaxis.label
+    assert "points from standard" in beside.get_text()
+    assert not box.overlaps(beside.get_window_extent())
+    marks = [line for line in figure.axes[0].lines if line.get_marker() not in ("None", None, "")]
+    places = [x for line in marks for x in line.get_xdata()]
+    early, late = [x for x in places if x < 54], [x for x in places if x > 54]
+    assert sum(early) / len(early) == pytest.approx(28)
+    assert sum(late) / len(late) == pytest.approx(80)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +166,7 @@ def test_groups_in_words(groups, words):
 @pytest.mark.parametrize("made", [a_study(), a_study(GROUPS[:1], noise=False), a_study(GROUPS[:2], (5,))])
 def test_the_picture(look, made):
     figure = draw_replaceable(made, look)
+    figure.draw_without_rendering()
     ticks = {text.get_text() for axes in figure.axes for text in (*axes.get_xticklabels(), *axes.get_yticklabels())}
     assert not [pair for pair in overlaps(figure) if not ticks & set(pair)]  # of shared axes, some are hidden
     words = [axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from os import PathLike
 
@@ -23,7 +24,8 @@ from hf_early_ood.report.replaceable import (
 from hf_early_ood.results import StudyRecord
 
 _NAMES = {ID_TEST: "ID test", OOD_MACRO_MEAN: "mean of the OOD sets"}
-_ROOM = 0.012  # of the axis, between two splits or kinds at one update
+_ROOM = 0.024  # of the axis, between two marks at one update
+_LETTERS = 14  # of the legend in an inch
 
 
 def replaceable_figure(study: StudyRecord, path: str | PathLike[str]) -> None:
@@ -34,76 +36,89 @@ def replaceable_figure(study: StudyRecord, path: str | PathLike[str]) -> None:
 def draw_replaceable(study: StudyRecord, look: Look = LIGHT) -> Figure:
     """Difference from the baseline over the update of the perturbation, with its interval, for each set of groups.
 
-    The kind of most arms is a line with filled marks; others are hollow marks beside it.
+    The perturbation of most arms is a line with filled marks; others are hollow marks beside it.
     """
     arms = perturbed_arms(study)
-    kinds = sorted(dict.fromkeys(a.kind for a in arms), key=lambda kind: -sum(a.kind == kind for a in arms))
+    whats = sorted(dict.fromkeys(a.what for a in arms), key=lambda what: -sum(a.what == what for a in arms))
     panels = list(dict.fromkeys(item.groups for item in arms))
     columns = min(2 if look.narrow else 3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = make_figure(look, 1.1 + 2.1 * rows)
+    handles = _legend(whats, look)
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    in_a_row = 1 if look.narrow else max(1, min(len(handles), int(_LETTERS * look.width) // (longest + 8)))
+    figure = make_figure(look, 0.9 + 2.1 * rows + 0.2 * -(-len(handles) // in_a_row))
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    end = updates(study) or max(item.step for item in arms)
+    total = updates(study)
+    end = total or max(1, *(item.step for item in arms))
     for axes, groups in zip(grid.ravel(), panels, strict=False):
         style(axes, look)
         axes.axhline(0, color=look.muted, lw=1.0, zorder=1)
-        for kind_number, kind in enumerate(kinds):
-            own = sorted((a for a in arms if (a.groups, a.kind) == (groups, kind)), key=lambda item: item.step)
+        for number, what in enumerate(whats):
+            own = sorted((a for a in arms if (a.groups, a.what) == (groups, what)), key=lambda item: item.step)
             for split_number, split in enumerate(SPLITS):
-                shift = (split_number - 0.5 + 2 * kind_number) * _ROOM * 2 * end
-                _line(axes, study, own, split, look, (split_number, kind_number), shift)
+                places = [(_place(arms, item, whats, split_number) * _ROOM * end + item.step, item) for item in own]
+                _line(axes, study, places, split, look, (split_number, number))
         axes.set_title(shortened(groups_in_words(groups), look.letters), loc="left", color=look.ink, fontsize=10)
-        axes.set_xlim(-0.04 * end, (1.06 + 0.05 * (len(kinds) - 1)) * end)
+        widest = max(Counter((item.groups, item.step) for item in arms).values())
+        axes.set_xlim(-(0.02 + _ROOM * widest) * end, (1.02 + _ROOM * widest) * end)
     for number, axes in enumerate(grid.ravel()):
         if number >= len(panels):
             axes.set_visible(False)
         elif number + columns >= len(panels):
             axes.tick_params(labelbottom=True)
     figure.legend(
-        handles=_legend(kinds, look), loc="outside upper left", ncols=1 if look.narrow else 2 + len(kinds),
-        frameon=False, fontsize=9, labelcolor=look.ink,
-    )  # fmt: skip
-    figure.supxlabel(f"update after which the layers were perturbed, of {end}", fontsize=9, color=look.ink)
-    words = f"{metric_title(study.metric)}, points from {study.baseline}"
-    figure.supylabel(words, fontsize=9, color=look.ink)
+        handles=handles, loc="outside upper left", ncols=in_a_row, frameon=False, fontsize=9, labelcolor=look.ink
+    )
+    of = "" if total is None else f", of {total}"
+    figure.supxlabel(f"update after which the layers were perturbed{of}", fontsize=9, color=look.ink)
+    words = f"{metric_title(study.metric)},\npoints from {shortened(study.baseline, 16)}"
+    for axes in grid[:, 0]:
+        axes.set_ylabel(words, fontsize=9, color=look.ink)
     return figure
+
+
+def _place(arms: Sequence[Perturbed], item: Perturbed, whats: Sequence[str], split_number: int) -> float:
+    """Of a mark among those of the same groups and update, from the middle."""
+    here = {other.what for other in arms if (other.groups, other.step) == (item.groups, item.step)}
+    beside = [what for what in whats if what in here]
+    return 2 * beside.index(item.what) + split_number - len(beside) + 0.5
 
 
 def _line(
     axes: Axes,
     study: StudyRecord,
-    arms: Sequence[Perturbed],
+    arms: Sequence[tuple[float, Perturbed]],
     split: str,
     look: Look,
     numbers: tuple[int, int],
-    shift: float,
 ) -> None:
-    found = [(item.step, comparison) for item in arms if (comparison := difference(study, item, split)) is not None]
+    found = [(place, compared) for place, item in arms if (compared := difference(study, item, split)) is not None]
     color, main = look.arms[numbers[0]], numbers[1] == 0
-    places = [step + shift for step, _ in found]
+    places = [place for place, _ in found]
     values = [100 * (comparison.difference or 0.0) for _, comparison in found]
-    for place, (_, comparison) in zip(places, found, strict=True):
+    for place, comparison in found:
         if comparison.low is not None and comparison.high is not None:
             ends = [100 * comparison.low, 100 * comparison.high]
             axes.plot([place, place], ends, color=color, lw=1.4, alpha=0.55, zorder=2)
-    marker = MARKERS[numbers[0] if main else 1 + numbers[1]]
+    marker = MARKERS[numbers[0]] if main else _hollow(numbers[1])
     face = color if main else look.paper
     axes.plot(places, values, marker, ls="-" if main else "", color=color, mfc=face, ms=5, lw=1.4, zorder=3)
 
 
-def _legend(kinds: Sequence[str], look: Look) -> list[Line2D]:
+def _hollow(number: int) -> str:
+    """The mark of what is not the first."""
+    return MARKERS[2 + (number - 1) % (len(MARKERS) - 2)]
+
+
+def _legend(whats: Sequence[str], look: Look) -> list[Line2D]:
     splits = [
         Line2D([], [], color=look.arms[number], marker=MARKERS[number], ms=5, lw=1.4, label=_NAMES[split])
         for number, split in enumerate(SPLITS)
     ]
     others = [
-        Line2D([], [], color=look.muted, marker=MARKERS[1 + number], mfc=look.paper, ms=5, ls="", label=_words(kind))
-        for number, kind in enumerate(kinds)
+        Line2D([], [], color=look.muted, marker=_hollow(number), mfc=look.paper, ms=5, ls="", label=what)
+        for number, what in enumerate(whats)
         if number
     ]
-    line = Line2D([], [], color=look.muted, marker=MARKERS[0], ms=5, lw=1.4, label=_words(kinds[0]))
+    line = Line2D([], [], color=look.muted, marker=MARKERS[0], ms=5, lw=1.4, label=whats[0])
     return [*splits, line, *others]
-
-
-def _words(kind: str) -> str:
-    return kind.replace("_", " ")
