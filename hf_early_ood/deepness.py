@@ -110,8 +110,11 @@ def depth_suite(
             "The run has kept no model.", got=source, fix="Run it again with evaluation.save_model: true."
         )
     if suite is None and not is_run:
+        what = "a study" if (folder / names.STUDY_FILE).is_file() else "not a run that has ended"
         raise ConfigurationError(
-            "Nothing says which sets to look at.", got=source, fix="Give a recipe with --suite, or the folder of a run."
+            "Nothing says which sets to look at.",
+            got=f"{source}, which is {what if folder.exists() else 'not there'}",
+            fix="Give a recipe with --suite, or the folder of a run.",
         )
     checkpoint = str(folder / names.MODEL_FOLDER) if is_run else source
     path = folder / names.CONFIG_FILE if suite is None else suite

@@ -100,7 +100,9 @@ class LayerGroups(Sequence[LayerGroup]):
         if not isinstance(key, str):
             return self._groups[key]
         if key not in self._by_name:
-            raise ConfigurationError("Unknown layer group.", got=repr(key), fix=did_you_mean(key, self.names))
+            raise ConfigurationError(
+                "Unknown layer group.", got=repr(key), allowed=", ".join(self.names), fix=did_you_mean(key, self.names)
+            )
         return self._by_name[key]
 
     def __len__(self) -> int:

@@ -86,3 +86,12 @@ def test_errors_of_the_user(project, capsys, more, message):
     printed = capsys.readouterr().err
     assert message in printed
     assert "Traceback" not in printed
+
+
+def test_sources_of_the_other_kind(project, capsys):
+    assert main(command(project, "--source", str(project / "same.jsonl"), model=None)) == USER_ERROR
+    assert "A source is data, and no model" in capsys.readouterr().err
+    assert main(command(project, "--source", "bundled:vader-icwsm2014#movie", model=None)) == USER_ERROR
+    assert "Name a pretrained model with --model" in capsys.readouterr().err
+    assert main(command(project, "--source", str(project / "model"))) == USER_ERROR
+    assert "Leave out --model" in capsys.readouterr().err

@@ -90,7 +90,7 @@ class ProbeSet:
             raise DataError(
                 "The probe set is larger than the data set.",
                 got=f"size={size}, data set of {len(dataset)}",
-                fix=f"Use size={len(dataset)} or less.",
+                fix=f"Lower the size of the probe set to {len(dataset)} or less.",
             )
         with random_state_kept():
             random.seed(seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from hf_early_ood.errors import ConfigurationError, did_you_mean, named
 from hf_early_ood.layers import LayerGroups
+from hf_early_ood.names import TRAJECTORY
 from hf_early_ood.probes.curvature import (
     check_hessian_top_eigenvalue,
     check_hessian_trace,
@@ -34,7 +36,7 @@ from hf_early_ood.probes.sharpness import (
     check_worst_case_sharpness,
     worst_case_sharpness,
 )
-from hf_early_ood.probes.trajectory import check_trajectory, trajectory
+from hf_early_ood.probes.trajectory import Movement, check_trajectory, trajectory
 
 MEASURES: dict[str, Callable[..., Any]] = {
     "fisher_trace": fisher_trace,
@@ -92,8 +94,16 @@ def check_measures(
     if not chosen:
         raise ConfigurationError("There is nothing to measure.", allowed=", ".join(MEASURES))
     for name in chosen:
+        if name in {field.name for field in fields(Movement)}:
+            raise ConfigurationError(
+                "This is no measure of its own, but a part of another one.",
+                got=name,
+                fix=f"Measure {TRAJECTORY!r}, whose details have it.",
+            )
         if name not in MEASURES:
-            raise ConfigurationError("Unknown measure.", got=name, fix=did_you_mean(str(name), MEASURES))
+            raise ConfigurationError(
+                "Unknown measure.", got=name, allowed=", ".join(MEASURES), fix=did_you_mean(str(name), MEASURES)
+            )
         if chosen.count(name) > 1:
             raise ConfigurationError("A measure is named twice.", got=name, fix="Name it once.")
         if "start" in _parameters(name) and not from_start:

@@ -19,7 +19,7 @@ from hf_early_ood.errors import ConfigurationError, DataError, UnsupportedModelE
 from hf_early_ood.evaluation.metrics import classification_metrics
 from hf_early_ood.names import BALANCED_ACCURACY, LABEL, SEQUENCE_CLASSIFICATION, TEXT, TEXT_PAIR
 from hf_early_ood.probes.transfer import LinearTask
-from hf_early_ood.probing.checkpoints import SavedModel, find_saved_models
+from hf_early_ood.probing.checkpoints import SavedModel, find_saved_models, holds_model
 from hf_early_ood.probing.loading import Blueprint, NewHead, read_blueprint
 from hf_early_ood.similarities import INFINITE_DEPTH, LINEAR, MEASURES, NTK
 from hf_early_ood.sources import SplitSpec
@@ -162,9 +162,11 @@ class Material:
         """Read the data and what the models are.
 
         Raises:
+            ConfigurationError: Sources are data where models are asked for, or the other way round.
             DataError: Data or labels are not usable, or there are too few.
             UnsupportedModelError: A model is no classifier of sequences with one label, or not of these labels.
         """
+        _check_kind_of_sources(request)
         models = {} if request.model is not None else _classifiers(request)
         labels = request.label_names
         if models and labels is None:
@@ -240,6 +242,23 @@ class Material:
 
     def _task(self, layer: LastLayer, examples: Dataset) -> LinearTask:
         return LinearTask(layer.features, torch.tensor(examples[LABEL][:]), len(self.labels))
+
+
+def _check_kind_of_sources(request: SimilarityRequest) -> None:
+    for source in request.sources:
+        path = Path(source).expanduser()
+        if request.model is None and (path.is_file() or (_SPLIT in source and not path.exists())):
+            raise ConfigurationError(
+                "A source is data, and no model to train on it is named.",
+                got=source,
+                fix="Name a pretrained model with --model, or give saved classifiers as sources.",
+            )
+        if request.model is not None and holds_model(path):
+            raise ConfigurationError(
+                "A source is a saved model, where data is asked for to train another one on.",
+                got=f"{source}, model {request.model}",
+                fix="Leave out --model to rank saved classifiers, or give data as sources.",
+            )
 
 
 def _classifiers(request: SimilarityRequest) -> dict[SavedModel, Blueprint]:

@@ -92,10 +92,10 @@ def find_saved_models(path: str | PathLike[str]) -> tuple[SavedModel, ...]:
     if final is not None:
         models.setdefault(final.step, final)
     if models:
-        if _holds_model(folder):
+        if holds_model(folder):
             logger.info("%s holds a model beside its checkpoints; only the checkpoints are measured.", folder)
         return tuple(models[step] for step in sorted(models))
-    if _holds_model(folder):
+    if holds_model(folder):
         step = _step(folder)
         return (SavedModel(step or 0, str(folder), folder.resolve().name, step_known=step is not None),)
     entries = sorted(path.name for path in folder.iterdir())
@@ -108,14 +108,20 @@ def find_saved_models(path: str | PathLike[str]) -> tuple[SavedModel, ...]:
     )
 
 
-def _holds_model(folder: Path) -> bool:
+def holds_model(folder: Path) -> bool:
+    """Whether a folder is that of one saved model or adapter.
+
+    Example:
+        >>> holds_model(Path("no/such/folder"))
+        False
+    """
     return any((folder / file).is_file() for file in _MODEL_FILES)
 
 
 def _final_model(folder: Path) -> SavedModel | None:
     """The model that a run of ours ended with; None if there is none, or if an earlier update was chosen."""
     path, results = folder / names.MODEL_FOLDER, folder / names.RESULTS_FILE
-    if not (_holds_model(path) and results.is_file()):
+    if not (holds_model(path) and results.is_file()):
         return None
     record = read_run(results)
     last = record.evaluation is not None and record.evaluation.selected_by == names.LAST_UPDATE

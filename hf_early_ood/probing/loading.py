@@ -33,6 +33,10 @@ _HEADLESS = {
     for name in ([names] if isinstance(names, str) else names)
 }  # fmt: skip
 _CLASSIFIER = transformers.AutoModelForSequenceClassification
+_WITH_HEAD = (
+    "Give a model that was saved with its head. The start of fine-tuning a classifier is measured by hf-early-ood probe"
+    " with --allow-new-head."
+)
 _AUTO_CLASSES = {
     "SEQ_CLS": _CLASSIFIER,
     "TOKEN_CLS": transformers.AutoModelForTokenClassification,
@@ -112,8 +116,7 @@ class Blueprint:
             raise UnsupportedModelError(
                 "The checkpoint lacks weights: they would be random numbers, and so would what is measured.",
                 got=f"{self.name}, a {self.model_class.__name__} without {shown}",
-                fix="Measure a model that was saved after training, or, for the start of fine-tuning a classifier,"
-                " use --allow-new-head.",
+                fix=_WITH_HEAD,
             )
 
 
@@ -229,7 +232,7 @@ def _class_named(config: PretrainedConfig, name: str) -> type[PreTrainedModel]:
             "The saved model has no head, so it predicts nothing.",
             got=f"{found} in {name}",
             allowed="a model saved after fine-tuning",
-            fix="To measure the start of fine-tuning a classifier, use --allow-new-head.",
+            fix=_WITH_HEAD,
         )
     return known
 

@@ -17,7 +17,7 @@ from hf_early_ood.atomic import plain, write_json
 from hf_early_ood.checks import check_choice
 from hf_early_ood.dynamics import Measurement, measurement_of, quantities_of
 from hf_early_ood.environment import capture_environment, timestamp
-from hf_early_ood.errors import ConfigurationError, DataError
+from hf_early_ood.errors import ConfigurationError, DataError, named
 from hf_early_ood.folders import check_replaceable, writing
 from hf_early_ood.layers import LayerGroups, find_layer_groups
 from hf_early_ood.probes.measures import measure
@@ -105,14 +105,17 @@ def checkpoint_trajectory(
     check_choice("adapters", adapters, ADAPTERS)
     if output is not None:
         check_replaceable(Path(output), names.TRAJECTORY_FILE, "trajectory")
+    if not Path(folder).expanduser().is_dir():
+        raise DataError("There is no such folder.", got=folder, fix="Check the path.")
     models = list(find_saved_models(folder))
-    begin = _Beginning.of(Path(folder), start, models)
-    if len(models) + (begin.step is not None) < 2:
+    kept = Path(folder).expanduser() / names.START_WEIGHTS_FILE
+    if len(models) < 2 and (models[0].step == 0 or not (start or kept.is_file())):
         raise DataError(
             "A trajectory has at least two points.",
             got=f"{len(models)} model in {folder}",
             fix="Train with save_strategy='steps' and save_total_limit=None to keep a series of checkpoints.",
         )
+    begin = _Beginning.of(kept, start, models)
     last = _load(models[-1].path)
     groups = begin.groups(last)
     end = copied(last, groups)
@@ -159,15 +162,15 @@ class _Beginning:
     chosen: bool = False
 
     @classmethod
-    def of(cls, folder: Path, start: str | Path | None, models: list[SavedModel]) -> _Beginning:
-        kept = folder.expanduser() / names.START_WEIGHTS_FILE
+    def of(cls, kept: Path, start: str | Path | None, models: list[SavedModel]) -> _Beginning:
         if start is not None:
-            first = _load(str(start))
+            with named("start"):
+                first = _load(str(start))
             step = None if models[0].step == 0 else 0
             return cls(str(start), copied(first, find_layer_groups(first).trainable()), step)
         if kept.is_file():
             return cls(str(kept), mapped_weights(kept), None if models[0].step == 0 else 0, chosen=True)
-        logger.info("%s holds no start weights: the movement is measured from %s.", folder, models[0].name)
+        logger.info("There are no start weights: the movement is measured from %s.", models[0].name)
         first = _load(models[0].path)
         return cls(models[0].name, copied(first, find_layer_groups(first).trainable()), None)
 

@@ -137,6 +137,7 @@ def training(at: Making) -> Section:
         )  # fmt: skip
         if len(curves) > progress.FEW:
             caption += "A panel for each arm; gray: all others. Mean over seeds."
+        caption += _pretexts(at)
         section.blocks.append(
             at.picture(
                 "loss",
@@ -149,6 +150,19 @@ def training(at: Making) -> Section:
         at.missing.append("Loss: no run has recorded one.")
     _rates(at, section)
     return section
+
+
+def _pretexts(at: Making) -> str:
+    """Arms whose first updates have the loss of something else than the task."""
+    found = []
+    for arm, runs in at.runs.items():
+        record = at.found.get((arm, runs[0].seed)) if runs else None
+        pretext = (record.config.get("intervention") or {}).get("pretext") if record is not None else None
+        if pretext:
+            updates = pretext["updates"]
+            length = f"{updates:.0%} of the" if isinstance(updates, float) else f"{updates}"
+            found.append(f"{arm} ({pretext['kind']} for {length} updates)")
+    return f" The first loss is that of another task: {', '.join(found)}." if found else ""
 
 
 def _rates(at: Making, section: Section) -> None:

@@ -111,7 +111,7 @@ def test_data_that_cannot_be_used() -> None:
     with pytest.raises(DataError, match="data set is empty"):
         ProbeSet.from_dataset([], collate)
     with pytest.raises(
-        DataError, match=r"larger than the data set\. Got: size=11, data set of 10\. To fix: Use size=10"
+        DataError, match=r"larger than the data set\. Got: size=11, data set of 10\. To fix: .* probe set to 10 or less"
     ):
         ProbeSet.from_dataset(ROWS, collate, size=11, batch_size=2)
 

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from hf_early_ood.callbacks.dynamics import EarlyDynamicsCallback
 from hf_early_ood.cli import USER_ERROR, main
 from hf_early_ood.dynamics import read_dynamics
-from hf_early_ood.errors import ConfigurationError, DataError, ResumeError
+from hf_early_ood.errors import ConfigurationError, DataError, ResumeError, UnsupportedModelError
 from hf_early_ood.layers import find_layer_groups
 from hf_early_ood.names import START_WEIGHTS_FILE
 from hf_early_ood.probes.reference_trajectory import movement_of
@@ -96,6 +96,11 @@ def test_what_cannot_be_measured(tmp_path):
     train(tmp_path / "run", callbacks=[])
     with pytest.raises(DataError, match="at least two points"):
         checkpoint_trajectory(tmp_path / "run" / "checkpoint-2")
+    with pytest.raises(DataError, match="no such folder"):
+        checkpoint_trajectory("nowhere")  # could be a name on the Hub, which has no checkpoints
+    families.build("bert", task="encoder").save_pretrained(tmp_path / "encoder")
+    with pytest.raises(UnsupportedModelError, match="start: The saved model has no head.*saved with its head"):
+        checkpoint_trajectory(tmp_path / "run", start=tmp_path / "encoder")
     families.build("bert", hidden_size=8).save_pretrained(tmp_path / "small")
     with pytest.raises(ConfigurationError, match="another model than the checkpoints"):
         checkpoint_trajectory(tmp_path / "run", start=tmp_path / "small")

@@ -174,6 +174,14 @@ def test_what_a_study_has_is_shown(pages: dict[str, Page]) -> None:
         assert heading in said
 
 
+@pytest.mark.parametrize(("updates", "shown"), [(0.1, "10% of the updates"), (12, "12 updates")])
+def test_the_loss_of_a_pretext_is_called_one(tmp_path: Path, updates: float, shown: str) -> None:
+    config = {"intervention": {"pretext": {"kind": "masked_lm", "updates": updates}}}
+    folders.write_run(tmp_path, folders.run("masked", 1, 0.01, ["movie"], False, config=config))
+    said = words(parsed(as_html(make_page(read_material(tmp_path)))))
+    assert f"The first loss is that of another task: masked (masked_lm for {shown})." in said
+
+
 def test_a_run_is_shown_without_comparisons(pages: dict[str, Page]) -> None:
     drawn = [picture.name for picture in pages["run"].pictures()]
     assert drawn == ["scores", "signal", "group_measures", "loss", "learning_rates", "reliability", "costs"]

@@ -76,4 +76,5 @@ def _lines(axes: Axes, series: dict[str, list[Measurement]], lines: dict[str, st
     axes.set_title(title, loc="left", fontsize=9, color=look.ink, pad=5)
     axes.set_xlabel("updates", fontsize=8.5)
     axes.tick_params(labelsize=8)
-    axes.legend(frameon=False, fontsize=8, labelcolor=look.ink, loc="best")
+    # There may be no free corner: lines are faint behind the words.
+    axes.legend(facecolor=look.paper, edgecolor="none", framealpha=0.85, fontsize=8, labelcolor=look.ink, loc="best")
