@@ -143,13 +143,13 @@ def test_a_checkpoint_on_any_recipe(project, tmp_path, capsys):
 
 
 def test_what_has_no_depth(project, tmp_path):
-    with pytest.raises(ConfigurationError, match="Nothing says which sets.*model, which is not a run that has ended"):
+    with pytest.raises(ConfigurationError, match=r"Nothing says which sets.*model, which is not a run that has ended"):
         depth_suite(str(project / "model"), None)
-    with pytest.raises(ConfigurationError, match="Nothing says which sets.*nowhere, which is not there"):
+    with pytest.raises(ConfigurationError, match=r"Nothing says which sets.*nowhere, which is not there"):
         depth_suite("nowhere", None)
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / names.STUDY_FILE).write_text("{}")
-    with pytest.raises(ConfigurationError, match="Nothing says which sets.*study, which is a study"):
+    with pytest.raises(ConfigurationError, match=r"Nothing says which sets.*study, which is a study"):
         depth_suite(str(tmp_path / "study"), None)
     (tmp_path / "run").mkdir()
     for file in (names.CONFIG_FILE, names.RESULTS_FILE):

@@ -593,7 +593,9 @@ def test_groups_are_a_sequence_with_names() -> None:
     assert groups[0] in groups
     assert "block.9" not in groups
     assert repr(groups) == "LayerGroups(embeddings, block.0, block.1, block.2, head)"
-    with pytest.raises(ConfigurationError, match=r"Unknown layer group\. Got: 'haed'\. Allowed: embeddings, .*, head\. .*'head'"):
+    with pytest.raises(
+        ConfigurationError, match=r"Unknown layer group\. Got: 'haed'\. Allowed: embeddings, .*, head\. .*'head'"
+    ):
         groups["haed"]
     with pytest.raises(ConfigurationError, match="No layer group holds this parameter"):
         groups.group_of("nothing")

@@ -99,7 +99,7 @@ def test_what_cannot_be_measured(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         checkpoint_trajectory("nowhere")  # could be a name on the Hub, which has no checkpoints
     families.build("bert", task="encoder").save_pretrained(tmp_path / "encoder")
-    with pytest.raises(UnsupportedModelError, match="start: The saved model has no head.*saved with its head"):
+    with pytest.raises(UnsupportedModelError, match=r"start: The saved model has no head.*saved with its head"):
         checkpoint_trajectory(tmp_path / "run", start=tmp_path / "encoder")
     families.build("bert", hidden_size=8).save_pretrained(tmp_path / "small")
     with pytest.raises(ConfigurationError, match="another model than the checkpoints"):
