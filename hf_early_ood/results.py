@@ -433,9 +433,17 @@ def read_study(path: str | PathLike[str]) -> StudyRecord:
     """Read a study's file.
 
     Raises:
-        ResumeError: If it is missing, not readable, or of a newer version of this package.
+        ResumeError: If it is missing, not readable, of a newer version of this package, or without its baseline arm.
     """
-    return StudyRecord.from_dict(_read(path))
+    study = StudyRecord.from_dict(_read(path))
+    if study.baseline not in study.arms:
+        raise ResumeError(
+            f"{path} has no runs of its baseline arm, with which all others are compared.",
+            got=f"baseline {study.baseline!r}",
+            allowed=", ".join(study.arms) or "an arm of the study",
+            fix="Put the arm back, or delete the file and give the hf-early-ood study command again.",
+        )
+    return study
 
 
 def _read(path: str | PathLike[str]) -> Any:

@@ -100,6 +100,15 @@ def test_missing_and_broken_files_are_refused(tmp_path: Path) -> None:
         results.read_run(tmp_path / "list.json")
 
 
+def test_a_study_without_its_baseline_is_refused(tmp_path: Path) -> None:
+    """As by hand, or by a merge of two files: everything that reads it compares with that arm."""
+    study = records.study((1,))
+    other = dataclasses.replace(study, arms={"other": study.arms[study.baseline]})
+    results.write_record(tmp_path / "study.json", other)
+    with pytest.raises(ResumeError, match=r"no runs of its baseline arm.*'standard'.*Allowed: other"):
+        results.read_study(tmp_path / "study.json")
+
+
 def test_required_key_is_named(tmp_path: Path) -> None:
     data = records.run().to_dict()
     del data["arm"]

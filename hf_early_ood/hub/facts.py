@@ -286,11 +286,14 @@ def use(record: RunRecord, repo_id: str) -> Sequence[str]:
     if base is None:
         return []
     auto = "AutoModelFor" + "".join(word.capitalize() for word in pipeline.replace("text", "sequence").split("-"))
-    labels = f", num_labels={len(record.label_names)}" if record.label_names else ""
+    # An adapter does not say what its classes are called.
+    classes = [f"labels = {dict(enumerate(record.label_names))!r}"] if record.label_names else []
+    labels = ", id2label=labels, label2id={name: index for index, name in labels.items()}" if classes else ""
     return [
         "from peft import PeftModel",
         f"from transformers import {auto}, AutoTokenizer",
         "",
+        *classes,
         f'base = {auto}.from_pretrained("{base}"{labels})',
         f'model = PeftModel.from_pretrained(base, "{repo_id}")',
         f'tokenizer = AutoTokenizer.from_pretrained("{repo_id}")',

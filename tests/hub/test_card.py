@@ -56,7 +56,7 @@ def test_adapters():
     assert card.data.library_name == "peft"
     assert card.data.to_dict()["base_model_relation"] == "adapter"
     assert "| lora.r | 4 |" in card.text
-    assert "num_labels=3" in card.text
+    assert "labels = {0: 'a', 1: 'b', 2: 'c'}" in card.text
     assert "arXiv 2106.09685" in card.text
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from hf_early_ood.config import RunConfig
 from hf_early_ood.errors import PublishError, ResumeError
 from hf_early_ood.folders import sha256
 from hf_early_ood.hub.card import CardOptions
+from hf_early_ood.hub.facts import use
 from hf_early_ood.hub.folder import prepare_model, read_source
 from hf_early_ood.results import RunRecord, read_run, write_record
 
@@ -70,6 +73,21 @@ def test_an_adapter_of_the_bundled_model_names_what_others_can_load(finished_ada
     assert "base_model: sentence-transformers/all-MiniLM-L6-v2" in card
     assert "base_model_relation: adapter" in card
     assert "PeftModel.from_pretrained" in card
+
+
+def test_the_lines_that_load_an_adapter_name_its_classes(finished_adapter, project):
+    record = read_run(finished_adapter / "results.json")
+    record = replace(record, model=replace(record.model, name="some/base", is_local=False))
+    places = {"some/base": str(project / "model"), "jane/x": str(finished_adapter / "model")}
+    code = "\n".join(use(record, "jane/x"))
+    for name, place in places.items():
+        code = code.replace(f'"{name}"', repr(place))
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    assert scope["model"].config.id2label == {0: "bad", 1: "good"}
+    held = scope["model"].base_model.model.classifier.modules_to_save["default"].weight
+    saved = load_file(finished_adapter / "model/adapter_model.safetensors")
+    assert held.equal(saved["base_model.model.classifier.weight"])
 
 
 def test_nothing_about_the_machine_is_in_it(one_run, finished_adapter, project):
