@@ -62,9 +62,9 @@ def draw_replaceable(study: StudyRecord, look: Look = LIGHT) -> Figure:
             axes.set_visible(False)
         elif number + columns >= len(panels):
             axes.tick_params(labelbottom=True)
-    columns = 2 if max(map(len, kinds)) > _LONG else min(2 + len(kinds), 4)
+    in_a_row = 2 if max(map(len, kinds)) > _LONG else min(2 + len(kinds), 4)
     figure.legend(
-        handles=_legend(kinds, look), loc="outside upper left", ncols=1 if look.narrow else columns,
+        handles=_legend(kinds, look), loc="outside upper left", ncols=1 if look.narrow else in_a_row,
         frameon=False, fontsize=9, labelcolor=look.ink,
     )  # fmt: skip
     figure.supxlabel(f"update after which the layers were perturbed, of {end}", fontsize=9, color=look.ink)
