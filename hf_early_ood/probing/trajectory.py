@@ -19,7 +19,7 @@ from hf_early_ood.atomic import plain, write_json
 from hf_early_ood.checks import check_choice
 from hf_early_ood.dynamics import Measurement, measurement_of, quantities_of
 from hf_early_ood.environment import capture_environment, timestamp
-from hf_early_ood.errors import ConfigurationError, DataError, named
+from hf_early_ood.errors import ConfigurationError, DataError, UnsupportedModelError, named
 from hf_early_ood.folders import check_replaceable, sha256, writing
 from hf_early_ood.layers import LayerGroups, find_layer_groups
 from hf_early_ood.probes.measures import measure
@@ -165,7 +165,11 @@ class _Beginning:
     def of(cls, folder: Path, start: str | Path | None, models: list[SavedModel]) -> _Beginning:
         kept = folder.expanduser() / names.START_WEIGHTS_FILE
         if start is not None:
-            first = _load(str(start))
+            try:
+                first = _load(str(start))
+            except UnsupportedModelError as error:
+                fix = "Give a saved model with the same head, or train with EarlyDynamicsCallback(['trajectory'])."
+                raise UnsupportedModelError(error.what, got=error.got, allowed=error.allowed, fix=fix) from error
             step = None if models[0].step == 0 else 0
             return cls(str(start), copied(first, find_layer_groups(first).trainable()), step)
         if kept.is_file():

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from hf_early_ood.callbacks.dynamics import EarlyDynamicsCallback
 from hf_early_ood.cli import USER_ERROR, main
 from hf_early_ood.dynamics import read_dynamics
-from hf_early_ood.errors import ConfigurationError, DataError, NonFiniteError, ResumeError
+from hf_early_ood.errors import ConfigurationError, DataError, NonFiniteError, ResumeError, UnsupportedModelError
 from hf_early_ood.layers import find_layer_groups
 from hf_early_ood.names import START_WEIGHTS_FILE
 from hf_early_ood.probes.reference_trajectory import movement_of
@@ -101,6 +101,8 @@ def test_what_cannot_be_measured(tmp_path):
     families.build("bert", hidden_size=8).save_pretrained(tmp_path / "small")
     with pytest.raises(ConfigurationError, match="another model than the checkpoints"):
         checkpoint_trajectory(tmp_path / "run", start=tmp_path / "small")
+    with pytest.raises(UnsupportedModelError, match=r"no head.*Give a saved model with the same head"):
+        checkpoint_trajectory(tmp_path / "run", start="bundled:all-MiniLM-L6-v2")
     with pytest.raises(ConfigurationError, match="Did you mean 'merged'"):
         checkpoint_trajectory(tmp_path / "run", adapters="merge")
     with pytest.raises(ResumeError, match="not empty and holds no trajectory"):
