@@ -32,6 +32,7 @@ STUDIES = {
     "interventions": "sentiment_interventions",
     "intervals": "sentiment_random_intervals",
     "intervals across languages": "intents_random_intervals",
+    "pretexts": "sentiment_pretext",
 }
 """Block of README.md -> folder of a recorded study of many arms."""
 RECORD = """```bash

@@ -16,10 +16,12 @@ from hf_early_ood.results import ArmRun, StudyRecord
 
 def many_arms(study: StudyRecord, folder: str) -> str:
     """Scores and paired differences from the baseline, win rates, and where the record is."""
-    rows = []
+    rows, releases = [], False
     for arm in by_ood_mean(study, study.arms):
         runs = study.arms[arm]
         mean = find_comparison(study, arm, OOD_MACRO_MEAN)
+        first = [first_release(run.intervention) for run in runs]
+        releases |= any(first)
         rows.append(
             (
                 f"{arm} (baseline)" if arm == study.baseline else arm,
@@ -30,10 +32,12 @@ def many_arms(study: StudyRecord, folder: str) -> str:
                 "" if mean is None else judge(mean, study.confidence),
                 "" if mean is None or mean.p_adjusted is None else f"{max(mean.p_adjusted, 0.001):.2g}",
                 points(_mean(study, arm, ID_TEST)),
-                ", ".join(dict.fromkeys(str(first_release(run.intervention) or "-") for run in runs)),
+                ", ".join(dict.fromkeys(str(step or "-") for step in first)),
             )
         )
     headers = ("arm", "OOD mean", f"difference [{study.confidence:.0%}]", "", "p (Holm)", "ID test", "first release")
+    if not releases:
+        headers, rows = headers[:-1], [row[:-1] for row in rows]
     sets = {c.n_examples for c in study.comparisons if c.split == OOD_MACRO_MEAN}
     seeds = "1 seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
     title = f"{metric_title(study.metric)}, percent; {seeds}, {max(sets):,} OOD examples"

@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,21 +16,18 @@ from typing import Any, cast
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 
 from hf_early_ood import names
 from hf_early_ood.atomic import write_text
-from hf_early_ood.bundled.models import BUNDLED_MODEL, WEIGHTS_SHA256
-from hf_early_ood.callbacks.making import make_callbacks, make_staged, record_of
+from hf_early_ood.callbacks.making import check_together, make_callbacks, make_dynamics, make_staged
 from hf_early_ood.callbacks.measuring import from_main_process
-from hf_early_ood.callbacks.previewing import beside
+from hf_early_ood.callbacks.previewing import beside, measured
 from hf_early_ood.callbacks.watching import watch
 from hf_early_ood.checkpoints import checkpoints, last_whole_checkpoint
 from hf_early_ood.claiming import holding
-from hf_early_ood.config import RunConfig, is_local, load_run
+from hf_early_ood.config import RunConfig, load_run
 from hf_early_ood.data import Splits, load_splits
-from hf_early_ood.dynamics import read_dynamics
 from hf_early_ood.environment import capture_environment, timestamp
 from hf_early_ood.errors import ConfigurationError, EarlyOODError, ResumeError, named
 from hf_early_ood.evaluation.predictions import write_predictions
@@ -41,16 +38,9 @@ from hf_early_ood.hyperparameters import hyperparameters
 from hf_early_ood.interpolating import interpolated_run
 from hf_early_ood.interventions.weight_interpolation import copied_weights
 from hf_early_ood.layers import find_layer_groups
-from hf_early_ood.report.figures import signal_figure
-from hf_early_ood.results import (
-    ModelRecord,
-    ProbeRecord,
-    RunRecord,
-    SplitRecord,
-    TrainingRecord,
-    read_run,
-    write_record,
-)
+from hf_early_ood.probes.measures import reads_examples
+from hf_early_ood.results import RunRecord, TrainingRecord, read_run, write_record
+from hf_early_ood.run_record import data_record, intervention_record, model_record, probe_records
 from hf_early_ood.sharding import gathered, is_distributed
 from hf_early_ood.sources import SplitSpec
 from hf_early_ood.tasks import Task
@@ -165,7 +155,8 @@ def _drop_checkpoints(folder: Path, config: RunConfig) -> None:
     if PartialState().is_main_process and "save_strategy" not in config.training:
         for checkpoint in checkpoints(folder).values():
             shutil.rmtree(checkpoint)
-        (folder / names.PERTURBATION_START_FILE).unlink(missing_ok=True)
+        for file in (names.PERTURBATION_START_FILE, names.START_WEIGHTS_FILE):
+            shutil.rmtree((folder / file).parent, ignore_errors=True)
 
 
 def check(config: RunConfig) -> str:
@@ -176,7 +167,7 @@ def check(config: RunConfig) -> str:
     """
     claim(Path(config.output_dir), config)
     arguments, callback = make_arguments(config), make_staged(config.intervention)
-    make_callbacks(config.intervention)  # raises
+    check_together([*make_dynamics(config.dynamics), *make_callbacks(config.intervention)])  # raises
     material = prepare(config)
     lines = [f"labels: {', '.join(material.splits.label_names)}"] if material.splits.label_names else []
     for name, report in material.splits.report.splits.items():
@@ -187,17 +178,25 @@ def check(config: RunConfig) -> str:
     num_examples = len(material.encoded[names.TRAIN])
     updates = count_updates(arguments, num_examples)
     others = beside(config.intervention, material.model, updates, material.tokenizer)  # raises
+    if config.dynamics is not None:
+        if any(map(reads_examples, config.dynamics.measures)):
+            _check_probe_set("dynamics", config.dynamics.probe.size, num_examples)
+        others.append(measured(config.dynamics, updates))
     if callback is None:
         return "\n".join([*lines, f"{updates} updates of all layers", *others])
-    probe = config.intervention.probe
-    if probe.size > num_examples and callback.measures(material.model, updates):
-        raise ConfigurationError(
-            "The probe set is larger than the training set.",
-            got=f"intervention.probe.size={probe.size}, {num_examples} training examples",
-            fix="Lower intervention.probe.size.",
-        )
+    if callback.measures(material.model, updates):
+        _check_probe_set("intervention", config.intervention.probe.size, num_examples)
     preview = callback.preview(material.model, updates, arguments.get_warmup_steps(updates))
     return "\n".join([*lines, preview, *others])
+
+
+def _check_probe_set(section: str, size: int, num_examples: int) -> None:
+    if size > num_examples:
+        raise ConfigurationError(
+            "The probe set is larger than the training set.",
+            got=f"{section}.probe.size={size}, {num_examples} training examples",
+            fix=f"Lower {section}.probe.size.",
+        )
 
 
 def claim(folder: Path, config: RunConfig) -> RunRecord | None:
@@ -309,12 +308,18 @@ def _train_and_evaluate(config: RunConfig, material: Material, folder: Path, pro
         eval_dataset=material.encoded.get(names.ID_VALIDATION),
         data_collator=material.task.collator(material.tokenizer),
         processing_class=material.tokenizer,
-        callbacks=[timer, LogAtCheckpoints(), ProgressLines(), *make_callbacks(config.intervention)],
+        callbacks=[
+            timer,
+            LogAtCheckpoints(),
+            ProgressLines(),
+            *make_dynamics(config.dynamics),
+            *make_callbacks(config.intervention),
+        ],
     )
     trainer.remove_callback(PrinterCallback)  # it would print between the lines of our report
     timer.stage_of = lambda: trainer.unfreezing.stage if trainer.unfreezing else 0
-    progress.parts["data"] = _data_record(config, material.splits)
-    progress.parts["model"] = _model_record(config, material.model)
+    progress.parts["data"] = data_record(config, material.splits)
+    progress.parts["model"] = model_record(config, material.model)
     progress.parts["label_names"] = tuple(material.splits.label_names or ())
 
     interpolation = config.intervention.weight_interpolation
@@ -336,7 +341,8 @@ def _train_and_evaluate(config: RunConfig, material: Material, folder: Path, pro
         hyperparameters=hyperparameters(trainer),
     )
     groups = find_layer_groups(material.model).trainable().names
-    _record_unfreezing(config, trainer, groups, folder, progress, resumed=checkpoint is not None)
+    progress.parts["intervention"] = intervention_record(config, trainer, groups, folder)
+    progress.parts["probes"] = probe_records(trainer, progress.seconds["train"], resumed=checkpoint is not None)
 
     selected_by = names.LAST_UPDATE
     if arguments.load_best_model_at_end:
@@ -408,73 +414,3 @@ class _Progress:
             **self.parts,
             **status,
         )
-
-
-def _record_unfreezing(
-    config: RunConfig,
-    trainer: EarlyOODTrainer,
-    groups: Sequence[str],
-    folder: Path,
-    progress: _Progress,
-    resumed: bool,
-) -> None:
-    """What was released when, what it cost to decide, and the figure of it."""
-    if trainer.unfreezing is None:
-        progress.parts["intervention"] = record_of(config.intervention, trainer.callback_handler.callbacks)
-        return
-    PartialState().wait_for_everyone()
-    series = read_dynamics(folder / names.DYNAMICS_FILE)
-    trained = {name for stage in series.stages for name in stage.released}
-    progress.parts["intervention"] = record_of(
-        config.intervention,
-        trainer.callback_handler.callbacks,
-        stages=series.stages,
-        decision=series.decision,
-        never_trained=tuple(name for name in groups if name not in trained),
-    )
-    measured = [item for item in series.measurements if item.seconds is not None]
-    if not measured:
-        return
-    seconds, total = trainer.unfreezing.probe_seconds, progress.seconds["train"]
-    # Both times are those of this process, which may have trained without measuring if it went on from a checkpoint.
-    part = None if resumed else seconds / total
-    extra = seconds / (total - seconds) if not resumed and total > seconds else None
-    kinds = " + ".join(dict.fromkeys(item.measure for item in measured))
-    progress.parts["probes"] = {kinds: ProbeRecord(len(measured), seconds, part, extra)}
-    watched = [item.measure for item in series.measurements if not item.measure.startswith(names.SELECTION)]
-    if watched and PartialState().is_main_process:
-        signal_figure(
-            series.of((series.decision and series.decision.signal) or watched[0]),
-            series.decision,
-            series.stages,
-            folder / names.SIGNAL_FIGURE,
-            groups=groups,
-            num_updates=trainer.state.global_step,
-        )
-
-
-def _data_record(config: RunConfig, splits: Splits) -> dict[str, SplitRecord]:
-    sources = config.data.sources()
-    return {
-        name: SplitRecord(
-            report.num_examples,
-            report.fingerprint,
-            report.near_duplicates,
-            duplicates=report.duplicates,
-            truncated=report.truncated,
-            findings=report.findings,
-            language=splits.info[name].language,
-            is_local=is_local(sources[name].source),
-        )
-        for name, report in splits.report.splits.items()
-    }
-
-
-def _model_record(config: RunConfig, model: nn.Module) -> ModelRecord:
-    return ModelRecord(
-        name=config.model.name,
-        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        revision=config.model.revision,
-        weights_sha256=WEIGHTS_SHA256 if config.model.name == BUNDLED_MODEL else None,
-        is_local=is_local(config.model.name),
-    )

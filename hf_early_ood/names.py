@@ -74,8 +74,9 @@ EVALUATION_FILE = "evaluation.json"
 DYNAMICS_FILE = "dynamics.jsonl"
 PREDICTIONS_FILE = "predictions.parquet"
 FIRST_STAGE_FILE = "first_stage.safetensors"
-START_WEIGHTS_FILE = "_trajectory/start.safetensors"  # transformers does not push what begins with _
-PERTURBATION_START_FILE = "perturbation_start.safetensors"
+# transformers does not push what begins with _
+START_WEIGHTS_FILE = "_trajectory/start.safetensors"
+PERTURBATION_START_FILE = "_perturbation/start.safetensors"
 PRETEXT_FILE = "pretext.pt"  # in a checkpoint
 SIGNAL_FIGURE = "signal.png"
 COMPARISON_FIGURE = "comparison.png"

@@ -26,7 +26,7 @@ FLOORS = [
     {"sources", "data", "tasks", "evaluation", "interventions"},
     {"callbacks", "report", "hyperparameters"},
     {"hub"},
-    {"trainer", "training", "tracking", "probing", "interpolating", "comparing"},
+    {"trainer", "training", "tracking", "probing", "interpolating", "comparing", "run_record"},
     {"experiment"},
     {"study"},
     {"rescoring", "evaluating", "deepness"},

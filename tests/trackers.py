@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -16,8 +18,17 @@ TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second", 
 
 def events(folder: Path) -> EventAccumulator:
     """All events of the one folder under ``folder`` that has event files."""
-    (place,) = {file.parent for file in folder.rglob("*tfevents*")}
-    return EventAccumulator(str(place), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+    files = list(folder.rglob("*tfevents*"))
+    assert len({file.parent for file in files}) == 1
+    with TemporaryDirectory() as ordered:
+        # Files of one second differ by a count in their names, which TensorBoard sorts as text: 10 before 9.
+        for index, file in enumerate(sorted(files, key=_numbers)):
+            (Path(ordered) / f"events.out.tfevents.{index:04}").symlink_to(file.resolve())
+        return EventAccumulator(ordered, size_guidance={"scalars": 0, "tensors": 0}).Reload()
+
+
+def _numbers(file: Path) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", file.name)]
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -134,6 +134,11 @@ class EarlyDynamicsCallback(RecordingCallback):
         """Measurements so far, as in the dynamics file."""
         return self._log.records if self._log else []
 
+    @property
+    def probe_seconds(self) -> float:
+        """Seconds that measurements have taken, those before a training was resumed included."""
+        return self._clock.probes
+
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Refuse a second one as soon as there is a Trainer."""
         self._refuse_second(state)

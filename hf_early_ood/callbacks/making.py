@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from hf_early_ood import names
+from hf_early_ood.callbacks.dynamics import EarlyDynamicsCallback
 from hf_early_ood.callbacks.first_stage import FirstStageCallback
 from hf_early_ood.callbacks.fisher_penalty import FisherPenaltyCallback
 from hf_early_ood.callbacks.generations import GenerationsCallback
@@ -19,11 +21,14 @@ from hf_early_ood.callbacks.refreezing import AutoFreezeCallback, LISACallback
 from hf_early_ood.callbacks.staged import StagedCallback
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
 from hf_early_ood.config.checks import SCHEDULE_KEYS
+from hf_early_ood.config.dynamics import DynamicsConfig
 from hf_early_ood.config.interventions import AutoFreezeConfig, InterventionConfig, LISAConfig
 from hf_early_ood.errors import ConfigurationError, named
 from hf_early_ood.interventions.pretext import MASKED_LM
+from hf_early_ood.probes.measures import all_settings
 from hf_early_ood.results import InterventionRecord, PerturbationRecord
 
+_PROBE = ("probe_size", "probe_batch_size", "probe_seed")
 _GRADUAL = (*SCHEDULE_KEYS, "schedule", "signal", "vote", "signal_settings")
 _SECTIONS: dict[str, Callable[..., TrainerCallback]] = {
     "learning_rates": LearningRatesCallback,
@@ -53,6 +58,20 @@ def make_callbacks(settings: InterventionConfig) -> list[TrainerCallback]:
     if interpolation is not None and interpolation.head == "first_stage":
         callbacks.append(FirstStageCallback())
     return callbacks
+
+
+def make_dynamics(settings: DynamicsConfig | None) -> list[TrainerCallback]:
+    """The callback that measures, if something is to be measured. It goes before those that change what trains.
+
+    Raises:
+        ConfigurationError: A setting is not usable, naming its section.
+    """
+    if settings is None:
+        return []
+    own = {key: value for key, value in asdict(settings).items() if key != "probe"}
+    probe = {f"probe_{key}": value for key, value in asdict(settings.probe).items()}
+    with named("dynamics"):
+        return [EarlyDynamicsCallback(**own, **probe)]
 
 
 def make_staged(settings: InterventionConfig) -> StagedCallback | None:
@@ -105,8 +124,9 @@ def check_together(callbacks: Sequence[TrainerCallback]) -> None:
 
     Raises:
         ConfigurationError: The Fisher penalty with layers that ascend; masked language modeling with what needs the
-            head of the task.
+            head of the task; one series of one measure of two kinds.
     """
+    _check_series(callbacks)
     masks = any(isinstance(one, PretextCallback) and one.settings["kind"] == MASKED_LM for one in callbacks)
     whole = StagedCallback | FisherPenaltyCallback | GenerationsCallback | PerturbationCallback
     others = [one for one in callbacks if isinstance(one, whole)]
@@ -123,3 +143,25 @@ def check_together(callbacks: Sequence[TrainerCallback]) -> None:
             got="FisherPenaltyCallback and GenerationsCallback with ascent",
             fix="Leave one of them out, or set ascent=None.",
         )
+
+
+def _check_series(callbacks: Sequence[TrainerCallback]) -> None:
+    """What is measured twice must be the same, for it is one series in the file and in trackers."""
+    deciding = [one for one in callbacks if isinstance(one, GradualUnfreezingCallback)]
+    measuring = [one for one in callbacks if isinstance(one, EarlyDynamicsCallback)]
+    for one, other in itertools.product(deciding, measuring):
+        for measure, settings in one.series.items():
+            if measure not in other.settings["measures"]:
+                continue
+            differing = [key for key in _PROBE if one.settings[key] != other.settings[key]]
+            theirs = all_settings(measure, other.settings["settings"].get(measure))
+            differing += [key for key in settings if settings[key] != theirs[key]]
+            if one.probe_dataset is not other.probe_dataset:
+                differing.append("probe_dataset")
+            if differing:
+                raise ConfigurationError(
+                    f"{measure} would be one series of two kinds: it is measured for the interval and otherwise, too.",
+                    got=f"different {', '.join(differing)}",
+                    fix="Measure it in the same way for both (in a recipe: dynamics and intervention.probe), or leave"
+                    " it out of the measures.",
+                )

@@ -76,7 +76,7 @@ class PerturbationCallback(ReportingCallback):
     perturbed.
 
     A resumed training is bit-identical to one that was not stopped. Kinds that need the start write it to
-    ``perturbation_start.safetensors`` in the output folder before the first update; a checkpoint from before update k
+    ``_perturbation/start.safetensors`` in the output folder before the first update; a checkpoint from before update k
     needs that file beside it. Layers that are frozen are refused: one that waits is at its start.
 
     Cost: a file of the size of the groups, where the start is needed; at update k, copies of one group on the CPU.

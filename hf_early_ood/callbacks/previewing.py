@@ -14,6 +14,7 @@ from hf_early_ood.callbacks.learning_rates import check_decides
 from hf_early_ood.callbacks.making import make_callbacks, make_staged
 from hf_early_ood.callbacks.perturbing import check, chosen, moment
 from hf_early_ood.callbacks.pretext import check_pretext
+from hf_early_ood.config.dynamics import DynamicsConfig
 from hf_early_ood.config.interventions import (
     FisherPenaltyConfig,
     GenerationsConfig,
@@ -70,6 +71,18 @@ def beside(
             check_first_stage(schedule)
         lines.append(_weight_interpolation(settings.weight_interpolation))
     return lines
+
+
+def measured(own: DynamicsConfig, updates: int) -> str:
+    """What is measured beside training, in words.
+
+    Example:
+        >>> measured(DynamicsConfig(measures=("trajectory",), every=20), 100)
+        'Measured every 20 updates, from update 0 to update 100: trajectory.'
+    """
+    last = updates if own.until is None else own.until
+    end = "the decision" if last == "decision" else f"update {min(int(last), updates)}"
+    return f"Measured every {own.every} updates, from update 0 to {end}: {', '.join(own.measures)}."
 
 
 def _learning_rates(

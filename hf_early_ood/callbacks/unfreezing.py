@@ -25,6 +25,7 @@ from hf_early_ood.errors import ConfigurationError
 from hf_early_ood.layers import LayerGroups, find_layer_groups
 from hf_early_ood.probes.batches import ProbeSet
 from hf_early_ood.probes.likelihood import LABEL_CHOICES
+from hf_early_ood.probes.measures import MEASURES, all_settings
 from hf_early_ood.schedules import AUTO, Interval, Schedule, UnfreezingSchedule
 from hf_early_ood.schedules.base import in_updates
 from hf_early_ood.stabilization import Decision
@@ -184,16 +185,7 @@ class GradualUnfreezingCallback(StagedCallback):
         check_counts(s, "probe_every")
         check_choice("labels", s["probe_labels"], LABEL_CHOICES)
         self._make_vote(10**6, 0, 2)
-        if s["schedule"] is None:
-            # Everything but the group names, which need the model.
-            everything = {"head", *s["initial"], *([] if isinstance(s["order"], str) else s["order"])}
-            select = self._schedule_of(tuple(everything)).select
-        else:
-            file = Path(s["schedule"]).expanduser()
-            if not file.is_file():
-                UnfreezingSchedule.load(file, ())  # raises
-            select = UnfreezingSchedule.from_yaml(file.read_text(encoding="utf-8")).select
-        check_signals(self._signals, s["signal_settings"], select)
+        check_signals(self._signals, s["signal_settings"], self._written().select)
 
     # What was decided, during training and after it.
 
@@ -207,12 +199,30 @@ class GradualUnfreezingCallback(StagedCallback):
         """Seconds that measurements have taken in this process."""
         return self._selection_seconds + (self._decider.seconds if self._decider else 0.0)
 
+    @property
+    def series(self) -> dict[str, dict[str, Any]]:
+        """What is measured to decide the interval: measure -> its settings. Empty where the interval is fixed."""
+        kinds = [name for name in self._signals if name in MEASURES] if self._written().interval == AUTO else []
+        return {name: all_settings(name, self._measure_settings(name)) for name in kinds}
+
     # How the parts are made.
 
     def _schedule_of(self, groups: tuple[str, ...]) -> UnfreezingSchedule:
         s = self.settings
         keys = {key: s[key] for key in SCHEDULE_KEYS if key != "order_seed"}
         return UnfreezingSchedule(groups, seed=s["order_seed"], **keys)
+
+    def _written(self) -> UnfreezingSchedule:
+        """The schedule without a model: all but which layer groups there are."""
+        s = self.settings
+        if s["schedule"] is None:
+            return self._schedule_of(
+                tuple({"head", *s["initial"], *([] if isinstance(s["order"], str) else s["order"])})
+            )
+        file = Path(s["schedule"]).expanduser()
+        if not file.is_file():
+            UnfreezingSchedule.load(file, ())  # raises
+        return UnfreezingSchedule.from_yaml(file.read_text(encoding="utf-8"))
 
     def make_schedule(self, groups: tuple[str, ...], total_updates: int | None) -> UnfreezingSchedule:
         """The schedule of the settings, or of the file that they name, for a model with these groups."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_early_ood.config.dynamics import check_dynamics, check_probe_set
 from hf_early_ood.config.parsing import Problems, usable
 from hf_early_ood.config.perturbations import PerturbationConfig, faults
 from hf_early_ood.names import QUESTION_ANSWERING, SEQUENCE_CLASSIFICATION
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from hf_early_ood.config.interventions import (
         InterventionConfig,
         PretextConfig,
-        ProbeConfig,
         WeightInterpolationConfig,
     )
     from hf_early_ood.config.schema import RunConfig
@@ -81,6 +81,8 @@ def check_run(config: RunConfig, problems: Problems) -> None:
         max_steps = steps if isinstance(steps, int) and steps > 0 else None
     if usable(config.intervention):
         check_intervention(config.intervention, max_steps, problems)
+        if usable(config.dynamics) and config.dynamics is not None:
+            check_dynamics(config.dynamics, config.intervention, problems)
         perturbation = config.intervention.perturbation
         best = usable(config.training) and config.training.get("load_best_model_at_end")
         if usable(perturbation) and perturbation is not None and best:
@@ -177,7 +179,7 @@ def check_intervention(settings: InterventionConfig, max_steps: int | None, prob
                 allowed="auto, or a whole number of updates >= 0",
             )
     if usable(probe):
-        _check_probe(probe, problems)
+        check_probe_set(probe, "intervention.probe", problems)
 
 
 def _check_combination(settings: InterventionConfig, problems: Problems) -> None:
@@ -374,14 +376,4 @@ def _check_fallback(settings: InterventionConfig, max_step: int, max_steps: int 
             f"{probe.every} updates, window of {detector.window})",
             got=max_step,
             allowed=f"at least {probe.every * detector.window}, or a smaller intervention.probe.every",
-        )
-
-
-def _check_probe(probe: ProbeConfig, problems: Problems) -> None:
-    if usable(probe.size, probe.batch_size) and probe.size < probe.batch_size:
-        problems.add(
-            "intervention.probe.size",
-            "the probe set is smaller than a batch",
-            got=probe.size,
-            allowed=f"at least intervention.probe.batch_size={probe.batch_size}",
         )

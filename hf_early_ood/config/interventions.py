@@ -31,13 +31,19 @@ class DetectorConfig:
 
 
 @dataclass(frozen=True)
-class ProbeConfig:
-    """What the measurements see and how often they are made."""
+class ProbeSetConfig:
+    """What measurements see."""
 
     size: int = option("Examples in the fixed probe set.", 128, at_least=1)
     batch_size: int = option("Probe examples at a time.", 32, at_least=1)
-    every: int = option("Updates between two measurements.", 10, at_least=1)
     seed: int = option("Draws the probe set and the labels.", 0, at_least=0, below=LARGEST_SEED)
+
+
+@dataclass(frozen=True)
+class ProbeConfig(ProbeSetConfig):
+    """What the measurements see and how often they are made."""
+
+    every: int = option("Updates between two measurements.", 10, at_least=1)
     labels: Literal["sampled", "expected", "empirical", "argmax"] = option("Labels in the Fisher trace.", "sampled")
 
 

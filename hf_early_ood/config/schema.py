@@ -17,6 +17,7 @@ from hf_early_ood import names
 from hf_early_ood.checks import LARGEST_SEED
 from hf_early_ood.config.checks import NAME_IN_WORDS, check_method_written, check_run
 from hf_early_ood.config.data_checks import check_data, note_old_keys
+from hf_early_ood.config.dynamics import DynamicsConfig
 from hf_early_ood.config.interventions import InterventionConfig
 from hf_early_ood.config.parsing import Problems, build, join, option, section_of, type_hints, usable
 from hf_early_ood.config.presets import with_preset
@@ -24,7 +25,12 @@ from hf_early_ood.config.training_arguments import REPORTING, check_training, tr
 from hf_early_ood.roles import ROLES
 
 # Keys, null by default, that came when there were runs without them.
-_LATER = (("evaluation", "prediction_depth"), ("intervention", "perturbation"), ("intervention", "pretext"))
+_LATER = (
+    ("dynamics",),
+    ("evaluation", "prediction_depth"),
+    ("intervention", "perturbation"),
+    ("intervention", "pretext"),
+)
 _COLUMNS_IN_WORDS = "; ".join(f"{task}: {', '.join(roles)}" for task, roles in ROLES.items())
 
 
@@ -188,6 +194,7 @@ class RunConfig:
     question_answering: QuestionAnsweringConfig = option("How answers are looked for.", QuestionAnsweringConfig)
     training: dict[str, Any] = option("Any field of transformers.TrainingArguments, by its name.", dict)
     intervention: InterventionConfig = option("What is done to training.", InterventionConfig)
+    dynamics: DynamicsConfig | None = option("What is measured while the model trains; null: nothing further.", None)
     evaluation: EvaluationConfig = option("How the model is judged.", EvaluationConfig)
 
     @classmethod
@@ -236,9 +243,10 @@ class RunConfig:
         """
         settings = {key: value for key, value in self.to_dict().items() if key != "output_dir"}
         settings["evaluation"].pop("margin")
-        for section, key in _LATER:
-            if settings[section][key] is None:
-                del settings[section][key]  # as in the runs before there was such a key
+        for *sections, key in _LATER:
+            holder = settings[sections[0]] if sections else settings
+            if holder[key] is None:
+                del holder[key]  # as in the runs before there was such a key
         for name in REPORTING:
             settings["training"].pop(name, None)
         return fingerprint(settings)

@@ -118,7 +118,7 @@ def check_measures(
                 raise ConfigurationError(f"Unknown setting of {name}.", got=key, fix=did_you_mean(str(key), known))
     for name in chosen:
         with named(name):
-            _CHECKS[name](**_all_settings(name, settings.get(name)))
+            _CHECKS[name](**all_settings(name, settings.get(name)))
 
 
 def _defaults(name: str) -> dict[str, Any]:
@@ -131,7 +131,13 @@ def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(MEASURES[name]).parameters
 
 
-def _all_settings(name: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+def all_settings(name: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings with which a measure is taken: those given, and its defaults.
+
+    Example:
+        >>> all_settings("fisher_trace", {"labels": "empirical"})["labels"]
+        'empirical'
+    """
     return {**_defaults(name), **(settings or {}), **_fixed(name)}
 
 
@@ -183,7 +189,7 @@ def labels_of(name: str, settings: Mapping[str, Any] | None = None) -> str:
         >>> labels_of("fisher_trace"), labels_of("average_sharpness"), labels_of("gauss_newton_trace")
         ('sampled', 'empirical', 'expected')
     """
-    values = _all_settings(name, settings)
+    values = all_settings(name, settings)
     # The Gauss-Newton matrix is the Fisher information with expected labels.
     return values.get("labels", "expected" if values.get("matrix") == "gauss_newton" else "empirical")
 
