@@ -33,7 +33,7 @@ from hf_early_ood.errors import ConfigurationError, EarlyOODError, ResumeError, 
 from hf_early_ood.evaluation.predictions import write_predictions
 from hf_early_ood.evaluation.scoring import METRIC_OF_GROUPS
 from hf_early_ood.evaluation.suites import evaluate_predictions
-from hf_early_ood.folders import check_writable, differing_keys, is_free, remove_unfinished, weights_sha256
+from hf_early_ood.folders import check_writable, differing_keys, is_free, model_sha256, remove_unfinished
 from hf_early_ood.hyperparameters import hyperparameters
 from hf_early_ood.interpolating import interpolated_run
 from hf_early_ood.interventions.weight_interpolation import copied_weights
@@ -379,7 +379,7 @@ def _train_and_evaluate(config: RunConfig, material: Material, folder: Path, pro
                 material.model.save_pretrained(str(folder / names.MODEL_FOLDER))
                 material.tokenizer.save_pretrained(folder / names.MODEL_FOLDER)
                 # What is published later must be what was judged here.
-                progress.parts["weights"] = weights_sha256(folder / names.MODEL_FOLDER)
+                progress.parts["weights"] = model_sha256(folder / names.MODEL_FOLDER)
     return progress.record(config, status="complete")
 
 

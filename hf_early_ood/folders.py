@@ -111,14 +111,15 @@ def check_replaceable(folder: Path, file: str, what: str) -> None:
         )
 
 
-def weights_sha256(folder: Path) -> dict[str, str]:
-    """Hash of each file of weights in the folder of a saved model or adapter, by its path inside.
+def model_sha256(folder: Path) -> dict[str, str]:
+    """Hash of each file of a saved model or adapter, with its tokenizer, by its path inside; not of a model card.
 
     Example:
-        >>> weights_sha256(Path("no/such/folder"))
+        >>> model_sha256(Path("no/such/folder"))
         {}
     """
-    return {file.relative_to(folder).as_posix(): sha256(file) for file in sorted(folder.rglob("*.safetensors"))}
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != "README.md"]
+    return {file.relative_to(folder).as_posix(): sha256(file) for file in files}
 
 
 def known_sha256(*files: Path) -> str:

@@ -278,7 +278,8 @@ class RunRecord(_Record):
     timing: dict[str, float] = field(default_factory=dict)
     """Seconds per phase: load, train, evaluate."""
     weights: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of each file of trained weights that was saved, by its name; empty: none was, or it was not noted."""
+    """SHA-256 of each file of the trained model that was saved: weights, configuration, tokenizer; empty: none was, or
+    it was not noted. Records of earlier versions have those of the weights."""
     label_names: tuple[str, ...] = ()
     """What the model tells apart, in the order of its outputs; empty: nothing, or it was not noted."""
     rescored: str | None = None

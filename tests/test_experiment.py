@@ -71,8 +71,9 @@ def test_a_run_writes_its_folder(project):
 def test_the_record_says_which_weights_were_judged(project):
     """What is published later is compared with it."""
     record = experiment.run(run_config(project))
-    weights = project / "out" / "model" / "model.safetensors"
-    assert record.weights == {"model.safetensors": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    saved = project / "out" / "model"
+    assert set(record.weights) >= {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert record.weights == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in saved.iterdir()}
     assert record.label_names == ("bad", "good")
     assert record.model.is_local
     assert {split.is_local for split in record.data.values()} == {True}

@@ -33,6 +33,7 @@ FOLDERS = {
     "reviews_across_domains": FOUR_WAYS,
     "sentiment_across_domains": {
         *FOUR_WAYS,
+        "early_phase",
         "gradual_unfreezing_fixed",
         "interventions",
         "prediction_depth",
@@ -80,7 +81,7 @@ def shared_run(file: Path) -> RunConfig:
 
 
 def test_all_are_there():
-    assert len(FILES) == 48
+    assert len(FILES) == 49
     assert {folder: {file.stem for file in FILES if file.parent.name == folder} for folder in FOLDERS} == FOLDERS
 
 
@@ -160,6 +161,8 @@ def small(file: Path, tmp_path: Path) -> list[str]:
             changes[f"{section}.perturbation.groups"] = ["head"]  # the tiny model has fewer blocks
         elif not arm and fixed:
             changes[f"{section}.interval"] = 5
+    if shared_run(file).dynamics:
+        changes |= {"dynamics.probe.size": 8, "dynamics.probe.batch_size": 4, "dynamics.every": 2}
     return [word for name, value in changes.items() for word in (f"--{name}", str(value))]
 
 

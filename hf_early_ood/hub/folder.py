@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from hf_early_ood import names
 from hf_early_ood.atomic import dumps, write_bytes
 from hf_early_ood.attributions import BUNDLED
 from hf_early_ood.errors import PublishError
-from hf_early_ood.folders import weights_sha256
+from hf_early_ood.folders import model_sha256
 from hf_early_ood.hub.benchmarks import benchmark_files
 from hf_early_ood.hub.card import CardOptions, Chosen, model_card
 from hf_early_ood.hub.choosing import choose
@@ -40,12 +40,10 @@ class Publication:
     Attributes:
         files: Path in the repository -> a file of the run's folder, or content that was made for it.
         notes: What the person who publishes should know; it may name paths of the machine and is not published.
-        weights: SHA-256 of the files of weights, by their paths in the repository.
     """
 
     files: Mapping[str, Path | bytes]
     notes: tuple[str, ...] = ()
-    weights: Mapping[str, str] = field(default_factory=dict)
 
     def size(self, path: str) -> int:
         """Bytes of one file."""
@@ -124,8 +122,9 @@ def _checked(folder: Path, record: RunRecord) -> RunRecord:
     if record.evaluation is None or not record.evaluation.splits:
         raise PublishError("The run has not been evaluated.", got=folder, fix="Let it finish first.")
     model = inside(folder, names.MODEL_FOLDER)
-    found = weights_sha256(model)
-    if not found:
+    found = model_sha256(model)
+    weights = {name for name in found if name.endswith(".safetensors")}
+    if not weights:
         pickles = [file.name for file in model.rglob("*") if file.suffix in _PICKLES] if model.is_dir() else []
         raise PublishError(
             "The run has no weights in safetensors.",
@@ -138,12 +137,10 @@ def _checked(folder: Path, record: RunRecord) -> RunRecord:
             got=folder / names.RESULTS_FILE,
             fix="Make the run again with this version, which notes their SHA-256.",
         )
-    differing = sorted(
-        name for name in found.keys() | record.weights.keys() if found.get(name) != record.weights.get(name)
-    )
+    differing = sorted(name for name in weights | record.weights.keys() if found.get(name) != record.weights.get(name))
     if differing:
         raise PublishError(
-            "The weights are not those that were evaluated.",
+            "The model is not the one that was evaluated.",
             got=f"{', '.join(differing)} in {model}",
             allowed="the SHA-256 that the record notes",
             fix="Delete the folder and make the run again.",
@@ -184,7 +181,7 @@ def prepare_model(source: Source, options: CardOptions, benchmarks: Sequence[str
     ]
     card = model_card(record, options=options, chosen=source.chosen, figures=captions, redactor=redactor)
     files[README] = card.content.encode("utf-8")
-    return Publication(dict(sorted(files.items())), (*redactor.notes(), *notes), record.weights)
+    return Publication(dict(sorted(files.items())), (*redactor.notes(), *notes))
 
 
 def _model_files(folder: Path, redactor: Redactor, notes: list[str]) -> Iterator[tuple[str, Path | bytes]]:

@@ -11,6 +11,7 @@ import yaml
 
 from hf_early_ood.config import RunConfig
 from hf_early_ood.errors import PublishError, ResumeError
+from hf_early_ood.folders import sha256
 from hf_early_ood.hub.card import CardOptions
 from hf_early_ood.hub.folder import prepare_model, read_source
 from hf_early_ood.results import RunRecord, read_run, write_record
@@ -60,7 +61,8 @@ def test_an_adapter_of_the_bundled_model_names_what_others_can_load(finished_ada
     values = json.loads(settings.read_text())
     settings.write_text(json.dumps({**values, "base_model_name_or_path": "/venv/site-packages/gt/model"}))
     record = read_run(folder / "results.json")
-    change(folder, model=replace(record.model, name="bundled:all-MiniLM-L6-v2", is_local=False))
+    hashes = {**record.weights, settings.name: sha256(settings)}
+    change(folder, model=replace(record.model, name="bundled:all-MiniLM-L6-v2", is_local=False), weights=hashes)
     publication = prepare(folder)
     found = json.loads(publication.content("adapter_config.json"))["base_model_name_or_path"]
     assert found == "sentence-transformers/all-MiniLM-L6-v2"
@@ -89,7 +91,7 @@ def test_nothing_about_the_machine_is_in_it(one_run, finished_adapter, project):
         ({"weights": {}}, "does not say which weights were evaluated"),
         (
             {"weights": {"model.safetensors": "0" * 64}},
-            "The weights are not those that were evaluated.*model.safetensors",
+            "The model is not the one that was evaluated.*model.safetensors",
         ),
         ({"weights": {"model.safetensors": "0" * 64, "more.safetensors": "1"}}, "model.safetensors, more.safetensors"),
     ],
@@ -105,8 +107,26 @@ def test_weights_that_were_trained_further_are_refused(one_run):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(PublishError, match="The weights are not those that were evaluated"):
+    with pytest.raises(PublishError, match="The model is not the one that was evaluated"):
         read_source(one_run)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_another_configuration_or_tokenizer_is_refused(one_run, name):
+    """It would predict something else than what was judged."""
+    file = one_run / "model" / name
+    file.write_text(file.read_text().replace("\n", "\n ", 1))
+    with pytest.raises(PublishError, match=f"not the one that was evaluated.*{name} in"):
+        read_source(one_run)
+    # Of a record from before these were noted, the weights are compared.
+    weights = json.loads((one_run / "results.json").read_text())["weights"]
+    change(one_run, weights={"model.safetensors": weights["model.safetensors"]})
+    assert read_source(one_run)
+
+
+def test_a_card_written_beside_the_model_is_no_part_of_it(one_run):
+    (one_run / "model" / "README.md").write_text("mine")
+    assert read_source(one_run)
 
 
 def test_pickled_weights_are_refused(one_run):
