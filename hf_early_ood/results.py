@@ -144,6 +144,8 @@ class PerturbationRecord(_Record):
     kind: str
     effective_std: dict[str, float | None]
     """Layer group -> standard deviation of what was added to its weights."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What else was set, and not left at its default; empty in records that did not note it."""
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from hf_early_ood.names import ID_TEST, OOD_MACRO_MEAN
 from hf_early_ood.report.layout import NO_VALUE, Table, metric_title, signed, with_interval
 from hf_early_ood.report.reading import split_label
 from hf_early_ood.report.verdict import UNCLEAR, UNKNOWN, find_comparison, judge
-from hf_early_ood.results import Comparison, StudyRecord
+from hf_early_ood.results import Comparison, PerturbationRecord, StudyRecord
 
 SPLITS = (ID_TEST, OOD_MACRO_MEAN)
 _BLOCK = re.compile(r"(.*block\.)(\d+)")
@@ -19,7 +20,10 @@ _BLOCK = re.compile(r"(.*block\.)(\d+)")
 
 @dataclass(frozen=True)
 class Perturbed:
-    """An arm that perturbs ``groups`` after ``step`` updates."""
+    """An arm that perturbs ``groups`` after ``step`` updates.
+
+    ``kind`` says how, in words, as far as the record does; no two arms of a study agree in all three.
+    """
 
     arm: str
     groups: tuple[str, ...]
@@ -34,8 +38,18 @@ def perturbed_arms(study: StudyRecord) -> list[Perturbed]:
         records = [run.intervention.perturbation for run in runs if run.intervention is not None]
         known = [record for record in records if record is not None]
         if known:
-            found.append(Perturbed(arm, tuple(known[0].effective_std), known[0].kind, known[0].step))
-    return found
+            found.append(Perturbed(arm, tuple(known[0].effective_std), _kind_in_words(known[0]), known[0].step))
+    # Arms may differ in something else, such as the learning rate.
+    counts = Counter((item.groups, item.kind, item.step) for item in found)
+    return [
+        replace(item, kind=f"{item.kind}, {item.arm}") if counts[item.groups, item.kind, item.step] > 1 else item
+        for item in found
+    ]
+
+
+def _kind_in_words(record: PerturbationRecord) -> str:
+    settings = [key if value is True else f"{key} {value}" for key, value in record.settings.items()]
+    return (record.kind + (f" ({', '.join(settings)})" if settings else "")).replace("_", " ")
 
 
 def are_compared(study: StudyRecord) -> bool:
@@ -92,7 +106,7 @@ def replaceable_table(study: StudyRecord, split: str) -> Table:
     steps = sorted({item.step for item in arms})
     cells = {(item.groups, item.kind, item.step): _cell(study, item, split) for item in arms}
     rows = [
-        (groups_in_words(groups), kind.replace("_", " "), *(cells.get((groups, kind, k), NO_VALUE) for k in steps))
+        (groups_in_words(groups), kind, *(cells.get((groups, kind, k), NO_VALUE) for k in steps))
         for kind in dict.fromkeys(item.kind for item in arms)
         for groups in dict.fromkeys(item.groups for item in arms if item.kind == kind)
     ]

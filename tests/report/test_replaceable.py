@@ -29,8 +29,8 @@ GROUPS = (("embeddings",), ("block.0", "block.1"), ("block.2", "block.3"), ("hea
 STEPS = (4, 28, 80)
 
 
-def perturbed(groups, step: int, kind: str = "reset_to_start", seed: int = 1):
-    record = PerturbationRecord(step, kind, dict.fromkeys(groups, 0.01))
+def perturbed(groups, step: int, kind: str = "reset_to_start", seed: int = 1, **further):
+    record = PerturbationRecord(step, kind, dict.fromkeys(groups, 0.01), further)
     return replace(arm_run(seed), intervention=InterventionRecord("standard", perturbation=record), updates=80)
 
 
@@ -50,7 +50,7 @@ def a_study(groups=GROUPS, steps=STEPS, noise: bool = True) -> StudyRecord:
 def test_what_is_perturbed_is_read_from_the_runs():
     found = perturbed_arms(a_study())
     assert len(found) == 16
-    assert (found[1].arm, found[1].groups, found[1].kind, found[1].step) == ("arm1", GROUPS[0], "reset_to_start", 28)
+    assert (found[1].arm, found[1].groups, found[1].kind, found[1].step) == ("arm1", GROUPS[0], "reset to start", 28)
     assert not perturbed_arms(study())
 
 
@@ -83,10 +83,42 @@ def test_tables():
     assert "ID test: accuracy, points from standard [95%], 1 seed" in replaceable_table(a_study(), ID_TEST).title
 
 
+def shuffled(*further: dict) -> StudyRecord:
+    """Arms that shuffle the head after 4 updates, each in its own way."""
+    arms = {"standard": (replace(arm_run(1), updates=80),)}
+    found = []
+    for number, one in enumerate(further):
+        arms[f"arm{number}"] = (perturbed(("head",), 4, "shuffle", **one),)
+        found += [
+            comparison(split, -0.01 * (number + 1), 0.005, arm=f"arm{number}") for split in (ID_TEST, OOD_MACRO_MEAN)
+        ]
+    return StudyRecord("layers", "standard", (1,), "accuracy", arms, tuple(found))
+
+
+def test_arms_that_perturb_the_same_in_other_ways_have_rows_of_their_own():
+    made = shuffled({}, {"within": "row", "keep_signs": True}, {"parameters": "matrices"}, {})
+    rows = replaceable_table(made, OOD_MACRO_MEAN).rows
+    assert [(row[1], row[2].split()[0]) for row in rows] == [
+        ("shuffle, arm0", "-1.0"),
+        ("shuffle (within row, keep signs)", "-2.0"),
+        ("shuffle (parameters matrices)", "-3.0"),
+        ("shuffle, arm3", "-4.0"),
+    ]
+    words = in_words(made)
+    assert all(f"shuffle{end} after 4: -" in words for end in (", arm0", " (within row, keep signs)", ", arm3"))
+
+
+def test_a_picture_of_many_kinds_shows_all_of_them_near_their_update():
+    figure = draw_replaceable(shuffled(*({"std": number / 10} for number in range(12))))
+    marks = [line for line in figure.axes[0].lines if line.get_marker() not in ("None", None, "")]
+    assert len(marks) == 24
+    assert all(abs(x - 4) < 0.16 * 80 for line in marks for x in line.get_xdata())
+
+
 def test_words_for_who_cannot_see():
     words = in_words(a_study())
     assert words.startswith("accuracy on the mean of the OOD sets, points from standard, by layer groups and update. ")
-    assert "block.0 to 1, reset_to_start after 28: -8.0; " in words
+    assert "block.0 to 1, reset to start after 28: -8.0; " in words
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ from hf_early_ood.results import StudyRecord
 
 _NAMES = {ID_TEST: "ID test", OOD_MACRO_MEAN: "mean of the OOD sets"}
 _ROOM = 0.012  # of the axis, between two splits or kinds at one update
+_LONG = 20  # letters of a kind, with which four do not stand in a row
+_MOST = 3  # kinds that have so much of it; more of them share it
 
 
 def replaceable_figure(study: StudyRecord, path: str | PathLike[str]) -> None:
@@ -44,23 +46,25 @@ def draw_replaceable(study: StudyRecord, look: Look = LIGHT) -> Figure:
     figure = make_figure(look, 1.1 + 2.1 * rows)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     end = updates(study) or max(item.step for item in arms)
+    room = 2 * _ROOM * end * min(1.0, _MOST / len(kinds))
     for axes, groups in zip(grid.ravel(), panels, strict=False):
         style(axes, look)
         axes.axhline(0, color=look.muted, lw=1.0, zorder=1)
         for kind_number, kind in enumerate(kinds):
             own = sorted((a for a in arms if (a.groups, a.kind) == (groups, kind)), key=lambda item: item.step)
             for split_number, split in enumerate(SPLITS):
-                shift = (split_number - 0.5 + 2 * kind_number) * _ROOM * 2 * end
+                shift = (split_number - 0.5 + 2 * kind_number) * room
                 _line(axes, study, own, split, look, (split_number, kind_number), shift)
         axes.set_title(shortened(groups_in_words(groups), look.letters), loc="left", color=look.ink, fontsize=10)
-        axes.set_xlim(-0.04 * end, (1.06 + 0.05 * (len(kinds) - 1)) * end)
+        axes.set_xlim(-0.04 * end, (1.06 + 0.05 * (min(len(kinds), _MOST) - 1)) * end)
     for number, axes in enumerate(grid.ravel()):
         if number >= len(panels):
             axes.set_visible(False)
         elif number + columns >= len(panels):
             axes.tick_params(labelbottom=True)
+    in_a_row = 2 if max(map(len, kinds)) > _LONG else min(2 + len(kinds), 4)
     figure.legend(
-        handles=_legend(kinds, look), loc="outside upper left", ncols=1 if look.narrow else 2 + len(kinds),
+        handles=_legend(kinds, look), loc="outside upper left", ncols=1 if look.narrow else in_a_row,
         frameon=False, fontsize=9, labelcolor=look.ink,
     )  # fmt: skip
     figure.supxlabel(f"update after which the layers were perturbed, of {end}", fontsize=9, color=look.ink)
@@ -86,9 +90,13 @@ def _line(
         if comparison.low is not None and comparison.high is not None:
             ends = [100 * comparison.low, 100 * comparison.high]
             axes.plot([place, place], ends, color=color, lw=1.4, alpha=0.55, zorder=2)
-    marker = MARKERS[numbers[0] if main else 1 + numbers[1]]
+    marker = MARKERS[numbers[0] if main else _hollow(numbers[1])]
     face = color if main else look.paper
     axes.plot(places, values, marker, ls="-" if main else "", color=color, mfc=face, ms=5, lw=1.4, zorder=3)
+
+
+def _hollow(number: int) -> int:
+    return (1 + number) % len(MARKERS)
 
 
 def _legend(kinds: Sequence[str], look: Look) -> list[Line2D]:
@@ -97,13 +105,9 @@ def _legend(kinds: Sequence[str], look: Look) -> list[Line2D]:
         for number, split in enumerate(SPLITS)
     ]
     others = [
-        Line2D([], [], color=look.muted, marker=MARKERS[1 + number], mfc=look.paper, ms=5, ls="", label=_words(kind))
+        Line2D([], [], color=look.muted, marker=MARKERS[_hollow(number)], mfc=look.paper, ms=5, ls="", label=kind)
         for number, kind in enumerate(kinds)
         if number
     ]
-    line = Line2D([], [], color=look.muted, marker=MARKERS[0], ms=5, lw=1.4, label=_words(kinds[0]))
+    line = Line2D([], [], color=look.muted, marker=MARKERS[0], ms=5, lw=1.4, label=kinds[0])
     return [*splits, line, *others]
-
-
-def _words(kind: str) -> str:
-    return kind.replace("_", " ")
