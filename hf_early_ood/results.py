@@ -145,7 +145,7 @@ class PerturbationRecord(_Record):
     effective_std: dict[str, float | None]
     """Layer group -> standard deviation of what was added to its weights."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Its other settings, such as ``within``; empty: not noted."""
+    """What else was set, and not left at its default; empty in records that did not note it."""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def check_start_weights(path: Path, digest: str) -> None:
     Raises:
         ResumeError: It is.
     """
-    fix = "Put the file back, or start anew."
+    fix = "Put the file back (into another output folder, copy it from the one of the checkpoint), or start anew."
     if not path.is_file():
         raise ResumeError("The weights with which training began are gone.", got=f"no {path}", fix=fix)
     if sha256(path) != digest:

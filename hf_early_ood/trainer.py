@@ -23,6 +23,7 @@ from hf_early_ood.callbacks.intervening import (
 )
 from hf_early_ood.callbacks.live import LiveLog
 from hf_early_ood.callbacks.making import check_together, make_callbacks
+from hf_early_ood.callbacks.perturbing import PerturbationCallback
 from hf_early_ood.callbacks.recording import RecordingCallback
 from hf_early_ood.callbacks.reporting import ReportingCallback
 from hf_early_ood.callbacks.rewrapping import ddp_of, rewrap
@@ -246,8 +247,9 @@ class EarlyOODTrainer(Trainer):
 
     def _equip_callbacks(self) -> None:
         """Give the callbacks what their JSON-able settings cannot hold."""
-        # What other callbacks do before an update, they do before the rules are in force.
-        self.callback_handler.callbacks.sort(key=lambda callback: isinstance(callback, UpdateRulesCallback))
+        # Weights are measured before they are perturbed; what others do before an update is done before rules apply.
+        late = (UpdateRulesCallback, PerturbationCallback)
+        self.callback_handler.callbacks.sort(key=lambda callback: [isinstance(callback, kind) for kind in late])
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, RecordingCallback) and self._probe_dataset is not None:
                 callback.probe_dataset = self._probe_dataset

@@ -273,14 +273,15 @@ def test_check_finds_layers_without_an_initializer(project, monkeypatch):
 
 
 def test_a_run_records_its_perturbation_and_keeps_no_start(project):
-    own = {"perturbation": {"at": 1.0, "kind": "reset_to_start", "groups": ["head", "block.0"]}}
-    config = run_config(project, intervention=own)
+    own = {"at": 1.0, "kind": "reset_to_start", "groups": ["head", "block.0"], "parameters": "without_norms"}
+    config = run_config(project, intervention={"perturbation": own})
     assert "After 12 of 12 updates, reset_to_start: block.0, head (" in experiment.check(config)
     record = experiment.run(config)
     assert record.intervention.also == ("perturbation",)
     found = record.intervention.perturbation
     assert (found.step, found.kind, list(found.effective_std)) == (12, "reset_to_start", ["block.0", "head"])
     assert all(std > 0 for std in found.effective_std.values())
+    assert found.settings == {"parameters": "without_norms"}
     assert not (project / "out" / names.PERTURBATION_START_FILE).exists()
     assert read_run(project / "out" / names.RESULTS_FILE).intervention == record.intervention
 

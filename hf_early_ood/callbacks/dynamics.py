@@ -59,7 +59,8 @@ class EarlyDynamicsCallback(RecordingCallback):
             it is made, and freed after the measurement.
 
     Raises:
-        ConfigurationError: A setting is not usable, or the Trainer has two of these callbacks.
+        ConfigurationError: A setting is not usable, the Trainer has two of these callbacks, or a
+            `PerturbationCallback` comes before it.
         DataError: Nothing is predicted for any probe example.
         ProbeError: The model gives another loss for the same probe examples when asked twice.
         ResumeError: The checkpoint belongs to other settings or other probe examples.
@@ -145,6 +146,12 @@ class EarlyDynamicsCallback(RecordingCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Choose the probe examples, make sure that they can be measured, take up the checkpoint's series."""
         self._refuse_second(state)
+        if self._comes_after(state, "PerturbationCallback"):
+            raise ConfigurationError(
+                "Weights would be perturbed before they are measured: as if training had begun, or ended, so.",
+                got="PerturbationCallback before EarlyDynamicsCallback",
+                fix="Put PerturbationCallback after it among the callbacks, or use EarlyOODTrainer, which does so.",
+            )
         model = kwargs["model"]
         check_shards(model)
         saved = self._saved(state)

@@ -113,7 +113,9 @@ def record_of(
     events = [one.records[-1] for one in callbacks if isinstance(one, PerturbationCallback) and one.records]
     perturbation = None
     if events:
-        perturbation = PerturbationRecord.from_dict({k: v for k, v in events[-1].items() if k != "event"})
+        further = {} if settings.perturbation is None else settings.perturbation.further
+        known = {key: value for key, value in events[-1].items() if key != "event"}
+        perturbation = PerturbationRecord.from_dict({**known, "settings": further})
     return InterventionRecord(settings.method, also=also(settings), perturbation=perturbation, **of_stages)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,10 +67,13 @@ class PerturbationCallback(ReportingCallback):
 
     It happens before update k + 1; with k the number of updates of the training, at the end of the last one, before its
     checkpoint. So a checkpoint after k updates holds the weights as they were trained, and one after the last update
-    the perturbed ones. What is perturbed is what the model trains: of a LoRA model its adapters, whose start is that of
-    the adapters, and tied weights once. The event "perturbation" in the dynamics file and
-    ``early_ood/perturbation/<group>`` in the log say the effective standard deviation, the standard deviation of w' - w
-    over the weights of the group that were perturbed.
+    the perturbed ones. A measurement after k updates, the last one too, is of the weights as they were trained: in a
+    plain ``Trainer``, this callback comes after an `EarlyDynamicsCallback`.
+
+    What is perturbed is what the model trains: of a LoRA model its adapters, whose start is that of the adapters, and
+    tied weights once. The event "perturbation" in the dynamics file and ``early_ood/perturbation/<group>`` in the log
+    say the effective standard deviation, the standard deviation of w' - w over the weights of the group that were
+    perturbed.
 
     A resumed training is bit-identical to one that was not stopped. Kinds that need the start write it to
     ``_perturbation/start.safetensors`` in the output folder before the first update; a checkpoint from before update k
@@ -239,14 +241,7 @@ class PerturbationCallback(ReportingCallback):
                 for parameter in parameters.values():
                     optimizer.state.pop(parameter, None)
         self._is_done = True
-        further = {**asdict(self.config), "source": self.config.taken_from}
-        record = {
-            "step": state.global_step,
-            "event": EVENT,
-            "kind": self.config.kind,
-            "effective_std": stds,
-            "settings": {key: value for key, value in further.items() if key not in ("at", "kind", "groups")},
-        }
+        record = {"step": state.global_step, "event": EVENT, "kind": self.config.kind, "effective_std": stds}
         if self._log is not None:
             self._log.append(record)
         self._live(state).numbers({f"{names.LOG_PERTURBATION}/{group}": std for group, std in stds.items()})

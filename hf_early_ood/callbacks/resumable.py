@@ -60,6 +60,10 @@ class ResumableCallback(TrainerCallback, ExportableState):
         """Make the name known: transformers looks it up when it saves, whoever made the checkpoint."""
         stateful_callbacks(state)[type(self).__name__] = _Announced(self.state())
 
+    def _comes_after(self, state: TrainerState, name: str) -> bool:
+        """Whether a callback of that class has begun this training, and so gets every event before this one does."""
+        return isinstance(stateful_callbacks(state).get(name), _Announced)
+
     def _refuse_second(self, state: TrainerState) -> None:
         """Refuse two callbacks of one class in a Trainer: a checkpoint holds what was learned under its name.
 

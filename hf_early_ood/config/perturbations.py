@@ -82,6 +82,19 @@ class PerturbationConfig:
             return self.unit == MOVEMENT
         return self.kind == RESET_TO_START or self.taken_from == START
 
+    @property
+    def further(self) -> dict[str, Any]:
+        """What else is set, and not left at its default, beside moment, kind and groups.
+
+        Example:
+            >>> PerturbationConfig(at=5, kind="shuffle", within="row").further
+            {'within': 'row'}
+        """
+        values = {item.name: (getattr(self, item.name), item.default) for item in fields(self)}
+        return {
+            key: own for key, (own, default) in values.items() if key not in ("at", "kind", "groups") and own != default
+        }
+
 
 def faults(settings: PerturbationConfig) -> Iterator[tuple[str, str, Any, str]]:
     """What is wrong between the settings of one perturbation: key, what, got and what is allowed.

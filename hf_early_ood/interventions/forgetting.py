@@ -71,7 +71,7 @@ def initial_values(model: nn.Module, parameters: Mapping[str, nn.Parameter], see
         raise UnsupportedModelError(
             "These parameters cannot be initialized anew: no initializer writes to them.",
             got=f"{len(missing)} of {len(drawn)}, such as {missing[0]}",
-            fix="Choose a boundary above them, or give the model an _init_weights that knows them.",
+            fix="Leave them out (a boundary above them, other groups), or give the model an _init_weights for them.",
         )
     return drawn
 
@@ -169,7 +169,7 @@ def _adapters(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[
                     "The initial values of this adapter cannot be made again.",
                     got=f"{type(module).__name__} with init_lora_weights={how!r}",
                     allowed=f"LoRA with init_lora_weights of {', '.join(map(repr, _LORA_INITIALIZERS))}",
-                    fix="Choose such an adapter, or forget=False.",
+                    fix="Choose such an adapter, or do without its initial values (forget=False, another kind).",
                 )
             found.append((module, adapter, how))
     return found

@@ -120,7 +120,8 @@ def label_counts(dataset: Any, num_classes: int | None = None) -> Tensor:
 
 
 def _labels_of(dataset: Any) -> Iterator[Any]:
-    if isinstance(dataset, Dataset):
+    # What a transform makes of rows is only known of whole ones.
+    if isinstance(dataset, Dataset) and dataset.format["type"] != "custom":
         column = next((name for name in (LABELS, LABEL) if name in dataset.column_names), None)
         yield from [] if column is None else dataset[column][:]
         return

@@ -127,14 +127,15 @@ def adapted_weights(model: nn.Module) -> list[AdaptedWeight]:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = []
     for layer in plain_lora_layers(model, what, fix):
-        weight = layer.get_base_layer().weight
+        weight = getattr(layer.get_base_layer(), "weight", None)  # attention and experts have none of that name
         biased = any(getattr(layer.lora_B[name], "bias", None) is not None for name in layer.lora_B)
         kind = next((kind for kind in (lora.Linear, lora.Embedding) if isinstance(layer, kind)), None)
-        if kind is None or biased or layer.lora_variant or not weight.is_floating_point():
+        if kind is None or weight is None or biased or layer.lora_variant or not weight.is_floating_point():
             variants = ", ".join(sorted({type(variant).__name__ for variant in layer.lora_variant.values()}))
             raise UnsupportedModelError(
                 what,
-                got=f"{type(layer).__name__} on {type(layer.get_base_layer()).__name__} in {weight.dtype}"
+                got=f"{type(layer).__name__} on {type(layer.get_base_layer()).__name__}"
+                + ("" if weight is None else f" in {weight.dtype}")
                 + (f" with {variants}" if variants else "") + (" with lora_bias" if biased else ""),
                 allowed="LoRA on linear layers and embeddings with floating-point weights",
                 fix=fix,

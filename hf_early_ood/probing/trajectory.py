@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers.trainer import TRAINER_STATE_NAME
 
 from hf_early_ood import names
 from hf_early_ood.atomic import plain, write_json
 from hf_early_ood.checks import check_choice
 from hf_early_ood.dynamics import Measurement, measurement_of, quantities_of
 from hf_early_ood.environment import capture_environment, timestamp
-from hf_early_ood.errors import ConfigurationError, DataError, named
-from hf_early_ood.folders import check_replaceable, writing
+from hf_early_ood.errors import ConfigurationError, DataError, UnsupportedModelError, named
+from hf_early_ood.folders import check_replaceable, sha256, writing
 from hf_early_ood.layers import LayerGroups, find_layer_groups
 from hf_early_ood.probes.measures import measure
 from hf_early_ood.probes.trajectory import ADAPTERS, MERGED, Trajectory, copied, trajectory
@@ -97,7 +99,7 @@ def checkpoint_trajectory(
         A record for each model; the start is one where it is not a checkpoint.
 
     Raises:
-        ConfigurationError: An unknown choice, or the models do not have the same weights.
+        ConfigurationError: An unknown choice, or the models do not have the same weights, or not the same start.
         DataError: There are not two models.
         ResumeError: The output folder holds something else, or the start weights are not readable.
         UnsupportedModelError: A model cannot be read, or its adapters cannot be merged.
@@ -123,11 +125,12 @@ def checkpoint_trajectory(
     del last
     with tqdm(total=len(models), unit="model", disable=None, leave=False) as bar:
         for index, saved in enumerate(models):
-            model = _load(saved.path)
-            groups = begin.groups(model)
-            if index == 0 and begin.step is not None:
-                series.add_start(model, groups, begin.step)
-            series.add(model, groups, saved.step)
+            with named(saved.name):
+                model = _load(saved.path)
+                groups = begin.groups(model)
+                if index == 0 and begin.step is not None:
+                    series.add_start(model, groups, begin.step)
+                series.add(model, groups, saved.step)
             bar.update()
     found = CheckpointTrajectory(
         folder=str(folder),
@@ -164,11 +167,18 @@ class _Beginning:
     @classmethod
     def of(cls, kept: Path, start: str | Path | None, models: list[SavedModel]) -> _Beginning:
         if start is not None:
-            with named("start"):
+            try:
                 first = _load(str(start))
+            except UnsupportedModelError as error:
+                fix = "Give a saved model with the same head, or train with EarlyDynamicsCallback(['trajectory'])."
+                raise UnsupportedModelError(error.what, got=error.got, allowed=error.allowed, fix=fix) from error
             step = None if models[0].step == 0 else 0
             return cls(str(start), copied(first, find_layer_groups(first).trainable()), step)
         if kept.is_file():
+            digest = sha256(kept)
+            others = [saved.name for saved in models if _start_of(saved.path) not in (None, digest)]
+            if others:
+                raise _other_start(f"{', '.join(others)} of another training in the folder")
             return cls(str(kept), mapped_weights(kept), None if models[0].step == 0 else 0, chosen=True)
         logger.info("There are no start weights: the movement is measured from %s.", models[0].name)
         first = _load(models[0].path)
@@ -181,12 +191,26 @@ class _Beginning:
             return groups
         unknown = sorted(set(self.weights) - {name for group in groups for name in group.parameters})
         if unknown:
-            raise ConfigurationError(
-                "The start weights in the folder are not those of the checkpoints.",
-                got=f"{unknown[0]}, which the checkpoints do not have",
-                fix="Name a saved model to measure from: --start PATH.",
-            )
+            raise _other_start(f"{unknown[0]}, which the checkpoints do not have")
         return groups.only(set(self.weights))
+
+
+def _start_of(checkpoint: str) -> str | None:
+    """Hash of the start weights of the training that wrote a checkpoint, where `EarlyDynamicsCallback` noted it."""
+    try:
+        state = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        digest = state["stateful_callbacks"]["EarlyDynamicsCallback"]["attributes"]["_restored"]["start"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return digest if isinstance(digest, str) else None
+
+
+def _other_start(got: str) -> ConfigurationError:
+    return ConfigurationError(
+        "The start weights in the folder are not those of the checkpoints.",
+        got=got,
+        fix="Remove the checkpoints of other trainings, or name a saved model to measure from: --start PATH.",
+    )
 
 
 class _Series:

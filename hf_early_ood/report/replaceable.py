@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -22,37 +22,40 @@ _BLOCK = re.compile(r"(.*block\.)(\d+)")
 class Perturbed:
     """An arm that perturbs ``groups`` after ``step`` updates.
 
-    ``what`` is the kind in words, with what tells it from other arms of the kind.
+    ``kind`` says how, in words, as far as the record does; no two arms of a study agree in all three.
     """
 
     arm: str
     groups: tuple[str, ...]
-    what: str
+    kind: str
     step: int
 
 
 def perturbed_arms(study: StudyRecord) -> list[Perturbed]:
     """The arms that perturb something, in the order of the study."""
-    records = {}
+    found = []
     for arm, runs in study.arms.items():
-        known = [run.intervention.perturbation for run in runs if run.intervention and run.intervention.perturbation]
+        records = [run.intervention.perturbation for run in runs if run.intervention is not None]
+        known = [record for record in records if record is not None]
         if known:
-            records[arm] = known[0]
-    found = [
-        Perturbed(arm, tuple(record.effective_std), _what(record, records.values()), record.step)
-        for arm, record in records.items()
-    ]
-    times = Counter((item.groups, item.what, item.step) for item in found)
+            found.append(Perturbed(arm, tuple(known[0].effective_std), _kind_in_words(known[0]), known[0].step))
+    # Arms may differ in something else, such as the learning rate.
+    counts = Counter((item.groups, item.kind, item.step) for item in found)
     return [
-        item if times[item.groups, item.what, item.step] == 1 else replace(item, what=f"{item.what}: {item.arm}")
+        replace(item, kind=f"{item.kind}, {item.arm}") if counts[item.groups, item.kind, item.step] > 1 else item
         for item in found
     ]
 
 
+def _kind_in_words(record: PerturbationRecord) -> str:
+    settings = [key if value is True else f"{key} {value}" for key, value in record.settings.items()]
+    return (record.kind + (f" ({', '.join(settings)})" if settings else "")).replace("_", " ")
+
+
 def are_compared(study: StudyRecord) -> bool:
-    """Whether there are arms that differ in when or what they perturb, with differences from the baseline."""
+    """Whether there are several arms that perturb something, with differences from the baseline."""
     arms = [item for item in perturbed_arms(study) if difference(study, item, OOD_MACRO_MEAN) is not None]
-    return len({(item.groups, item.what, item.step) for item in arms}) > 1
+    return len(arms) > 1
 
 
 def difference(study: StudyRecord, item: Perturbed, split: str) -> Comparison | None:
@@ -92,20 +95,20 @@ def in_words(study: StudyRecord) -> str:
     for item in perturbed_arms(study):
         mean = difference(study, item, OOD_MACRO_MEAN)
         if mean is not None:
-            found.append(f"{groups_in_words(item.groups)}, {item.what} after {item.step}: {signed(mean.difference)}")
+            found.append(f"{groups_in_words(item.groups)}, {item.kind} after {item.step}: {signed(mean.difference)}")
     first = f"{metric_title(study.metric)} on the mean of the OOD sets, points from {study.baseline}"
     return f"{first}, by layer groups and update. {'; '.join(found)}."
 
 
 def replaceable_table(study: StudyRecord, split: str) -> Table:
-    """Differences from the baseline on one split: a row for each groups and perturbation, a column for each k."""
+    """Differences from the baseline on one split: a row for each groups and kind, a column for each k."""
     arms = perturbed_arms(study)
     steps = sorted({item.step for item in arms})
-    cells = {(item.groups, item.what, item.step): _cell(study, item, split) for item in arms}
+    cells = {(item.groups, item.kind, item.step): _cell(study, item, split) for item in arms}
     rows = [
-        (groups_in_words(groups), what, *(cells.get((groups, what, k), NO_VALUE) for k in steps))
-        for what in dict.fromkeys(item.what for item in arms)
-        for groups in dict.fromkeys(item.groups for item in arms if item.what == what)
+        (groups_in_words(groups), kind, *(cells.get((groups, kind, k), NO_VALUE) for k in steps))
+        for kind in dict.fromkeys(item.kind for item in arms)
+        for groups in dict.fromkeys(item.groups for item in arms if item.kind == kind)
     ]
     seeds = "1 seed" if len(study.seeds) == 1 else f"{len(study.seeds)} seeds"
     title = (
@@ -114,19 +117,6 @@ def replaceable_table(study: StudyRecord, split: str) -> Table:
     )
     note = f"Columns: updates before the perturbation{_of(study)}. * a clear difference{_adjusted(split)}."
     return Table(title, ("layer groups", "perturbation", *map(str, steps)), rows, note, left=("perturbation",))
-
-
-def _what(record: PerturbationRecord, all_records: Collection[PerturbationRecord]) -> str:
-    """The kind, and those of its settings in which perturbations of the kind differ."""
-    words = [record.kind.replace("_", " ")]
-    for key, value in record.settings.items():
-        name = key.replace("_", " ")
-        if len({other.settings.get(key) for other in all_records if other.kind == record.kind}) > 1:
-            if isinstance(value, bool) or value is None:
-                words += [name] if value else []
-            else:
-                words.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
-    return ", ".join(words)
 
 
 def _of(study: StudyRecord) -> str:

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from hf_early_ood import names
 from hf_early_ood.callbacks import perturbing
+from hf_early_ood.callbacks.dynamics import EarlyDynamicsCallback
 from hf_early_ood.callbacks.generations import GenerationsCallback
 from hf_early_ood.callbacks.perturbing import PerturbationCallback
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
@@ -22,7 +23,7 @@ from hf_early_ood.interventions.perturbations import effective_std, perturbed, s
 from hf_early_ood.layers import find_layer_groups
 from hf_early_ood.trainer import EarlyOODArguments, EarlyOODTrainer
 from tests import families
-from tests.training import Recorder, Rows, StopAfter, copy_weights, differences, make_trainer, outcome
+from tests.training import Recorder, Rows, StopAfter, copy_weights, differences, make_trainer, outcome, without_times
 
 UPDATES = 5
 GROUPS = ("block.1", "head")
@@ -116,13 +117,7 @@ def test_every_kind_at_every_update_is_the_loop_by_hand(tmp_path, name, at):
         stds[group] = effective_std(now, expected)
         assert stds[group] > 0
     (event,) = callback.records
-    further = event["settings"]
-    own = {"step": at, "event": "perturbation", "kind": settings["kind"], "effective_std": stds}
-    assert event == {**own, "settings": further}
-    assert {key: further[key] for key in settings if key in further} == {
-        key: value for key, value in settings.items() if key not in ("kind", "groups")
-    }
-    assert further["optimizer_state"] == "reset"
+    assert event == {"step": at, "event": "perturbation", "kind": settings["kind"], "effective_std": stds}
     lines = (tmp_path / names.DYNAMICS_FILE).read_text().splitlines()
     assert json.loads(lines[0]) == {**event, "source": "PerturbationCallback"}
     logged = [e for e in trainer.state.log_history if "early_ood/perturbation/head" in e]
@@ -320,6 +315,28 @@ def test_of_lora_b_has_nothing_to_give_at_the_start(tmp_path, settings):
     with pytest.raises(ConfigurationError, match=r"(?s)at the start: they are constant.*lora_B"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+# Measured together.
+
+
+@pytest.mark.parametrize("at", [0, 2, UPDATES])
+def test_measurements_are_of_the_weights_before_they_are_perturbed(tmp_path, at):
+    def series(folder, reverse, **arguments):
+        measuring = EarlyDynamicsCallback(["trajectory"], every=1, update_direction=True)
+        callbacks = [measuring, PerturbationCallback(at, "shuffle", ["block.1"])]
+        trainer_with(tmp_path / folder, callbacks[::-1] if reverse else callbacks, **arguments).train()
+        return without_times(measuring.records)
+
+    ours = {"trainer_class": EarlyOODTrainer}
+    found = series("ours", True, **ours)
+    assert found == series("in order", False, **ours)
+    assert found[0]["value"] == 0
+    for one in (found, series("plain", False)):
+        steps = [record["details"]["quantities"]["update_length"]["value"] for record in one[1:]]
+        assert steps == sorted(steps, reverse=True)  # as the learning rate falls: none is the perturbation
+    with pytest.raises(ConfigurationError, match="PerturbationCallback before EarlyDynamicsCallback"):
+        series("refused", True)
 
 
 # What is refused.

@@ -164,6 +164,9 @@ def test_counts_of_labels():
     assert label_counts(rows, 4).tolist() == [1, 1, 2, 0]
     assert label_counts(rows).tolist() == [1, 1, 2]
     assert label_counts(Dataset.from_dict({"labels": [0, 1, 1]}), 2).tolist() == [1, 2]
+    made = Dataset.from_dict({"text": ["a", "b"], "label": [0, 0]})
+    made.set_transform(lambda rows: {"input_ids": rows["text"], "labels": [1 - label for label in rows["label"]]})
+    assert label_counts(made, 2).tolist() == [0, 2]
     with pytest.raises(DataError, match=r"no class.*Got: 2.*less than 2"):
         label_counts(rows, 2)
     with pytest.raises(DataError, match=r"no class.*Got: 0\.5"):

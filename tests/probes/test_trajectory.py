@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hf_early_ood.errors import ConfigurationError, NonFiniteError, ProbeError, UnsupportedModelError
 from hf_early_ood.layers import LayerGroup, LayerGroups, find_layer_groups
 from hf_early_ood.probes import trajectory as module
+from hf_early_ood.probes.adapters import adapted_weights
 from hf_early_ood.probes.measures import measure
 from hf_early_ood.probes.reference_trajectory import movement_of
 from hf_early_ood.probes.trajectory import Trajectory, copied, trajectory
@@ -311,6 +312,30 @@ def test_other_adapters_are_refused_or_measured_as_they_are(settings, message):
     found = trajectory(model, start=start, groups=groups, adapters="raw")
     check(found, movement_of(weights(model), at_start, None, group_of))
     assert found.num_merged == 0
+
+
+class Attends(nn.Module):
+    """Two layers that hold weights under names of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.experts = nn.Module()
+        self.experts.stacked = nn.Parameter(torch.randn(2, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_modules": ["attention"]}, "Got: MultiheadAttention on MultiheadAttention.*adapters='raw'"),
+        ({"target_modules": [], "target_parameters": ["experts.stacked"]}, "Got: ParamWrapper on Module.*'raw'"),
+    ],
+    ids=str,
+)
+def test_layers_whose_weight_has_another_name_are_refused(settings, message):
+    model = get_peft_model(Attends(), LoraConfig(r=2, **settings))
+    with pytest.raises(UnsupportedModelError, match=message):
+        adapted_weights(model)
 
 
 def test_merged_adapters_are_refused():

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 
 import pytest
 import torch
 from matplotlib.image import imread
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from hf_early_ood.callbacks.dynamics import EarlyDynamicsCallback
 from hf_early_ood.cli import USER_ERROR, main
 from hf_early_ood.dynamics import read_dynamics
-from hf_early_ood.errors import ConfigurationError, DataError, ResumeError, UnsupportedModelError
+from hf_early_ood.errors import ConfigurationError, DataError, NonFiniteError, ResumeError, UnsupportedModelError
 from hf_early_ood.layers import find_layer_groups
 from hf_early_ood.names import START_WEIGHTS_FILE
 from hf_early_ood.probes.reference_trajectory import movement_of
@@ -98,16 +100,40 @@ def test_what_cannot_be_measured(tmp_path):
         checkpoint_trajectory(tmp_path / "run" / "checkpoint-2")
     with pytest.raises(DataError, match="no such folder"):
         checkpoint_trajectory("nowhere")  # could be a name on the Hub, which has no checkpoints
-    families.build("bert", task="encoder").save_pretrained(tmp_path / "encoder")
-    with pytest.raises(UnsupportedModelError, match=r"start: The saved model has no head.*saved with its head"):
-        checkpoint_trajectory(tmp_path / "run", start=tmp_path / "encoder")
     families.build("bert", hidden_size=8).save_pretrained(tmp_path / "small")
     with pytest.raises(ConfigurationError, match="another model than the checkpoints"):
         checkpoint_trajectory(tmp_path / "run", start=tmp_path / "small")
+    with pytest.raises(UnsupportedModelError, match=r"no head.*Give a saved model with the same head"):
+        checkpoint_trajectory(tmp_path / "run", start="bundled:all-MiniLM-L6-v2")
     with pytest.raises(ConfigurationError, match="Did you mean 'merged'"):
         checkpoint_trajectory(tmp_path / "run", adapters="merge")
     with pytest.raises(ResumeError, match="not empty and holds no trajectory"):
         checkpoint_trajectory(tmp_path / "run", output=tmp_path / "small")
+
+
+def test_checkpoints_of_two_trainings_in_one_folder_are_refused(tmp_path):
+    train(tmp_path)
+    again = make_trainer(
+        tmp_path, [EarlyDynamicsCallback(["trajectory"], every=2)], model=families.build("bert", seed=8), **SAVING
+    )
+    again.args.max_steps = 2  # interrupted
+    again.train()
+    with pytest.raises(ConfigurationError, match=r"not those of the checkpoints.*Got: checkpoint-4, checkpoint-6 of"):
+        checkpoint_trajectory(tmp_path)
+    assert len(checkpoint_trajectory(tmp_path, start=tmp_path / "checkpoint-2").records) == 4
+
+
+def test_the_checkpoint_that_is_broken_is_named(tmp_path):
+    train(tmp_path)
+    file = tmp_path / "checkpoint-4" / "model.safetensors"
+    weights = load_file(file)
+    weights["classifier.bias"][0] = math.nan
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(NonFiniteError, match="checkpoint-4: A weight is not finite"):
+        checkpoint_trajectory(tmp_path)
+    families.build("roberta").save_pretrained(tmp_path / "checkpoint-4")
+    with pytest.raises(ConfigurationError, match="checkpoint-4: The start weights in the folder"):
+        checkpoint_trajectory(tmp_path)
 
 
 def test_command_writes_a_record_and_a_picture(tmp_path, capsys):

@@ -15,7 +15,6 @@ from hf_early_ood.report.figures.style import DARK, LIGHT, narrow
 from hf_early_ood.report.making import Making
 from hf_early_ood.report.material import Material
 from hf_early_ood.report.replaceable import (
-    Perturbed,
     are_compared,
     groups_in_words,
     in_words,
@@ -30,8 +29,8 @@ GROUPS = (("embeddings",), ("block.0", "block.1"), ("block.2", "block.3"), ("hea
 STEPS = (4, 28, 80)
 
 
-def perturbed(groups, step: int, kind: str = "reset_to_start", seed: int = 1, **settings):
-    record = PerturbationRecord(step, kind, dict.fromkeys(groups, 0.01), settings)
+def perturbed(groups, step: int, kind: str = "reset_to_start", seed: int = 1, **further):
+    record = PerturbationRecord(step, kind, dict.fromkeys(groups, 0.01), further)
     return replace(arm_run(seed), intervention=InterventionRecord("standard", perturbation=record), updates=80)
 
 
@@ -51,7 +50,7 @@ def a_study(groups=GROUPS, steps=STEPS, noise: bool = True) -> StudyRecord:
 def test_what_is_perturbed_is_read_from_the_runs():
     found = perturbed_arms(a_study())
     assert len(found) == 16
-    assert found[1] == Perturbed("arm1", GROUPS[0], "reset to start", 28)
+    assert (found[1].arm, found[1].groups, found[1].kind, found[1].step) == ("arm1", GROUPS[0], "reset to start", 28)
     assert not perturbed_arms(study())
 
 
@@ -62,8 +61,9 @@ def test_what_is_perturbed_is_read_from_the_runs():
         (study(), False),
         (a_study(GROUPS[:1], (4,), noise=False), False),
         (replace(a_study(), comparisons=()), False),
+        (a_study(GROUPS[:1], (80,)), True),
     ],
-    ids=["many", "none perturbs", "one", "not compared yet"],
+    ids=["many", "none perturbs", "one", "not compared yet", "two kinds at one update"],
 )
 def test_the_section_is_there_where_arms_are_compared(tmp_path: Path, made: StudyRecord, compared: bool):
     assert are_compared(made) == compared
@@ -84,69 +84,61 @@ def test_tables():
     assert "ID test: accuracy, points from standard [95%], 1 seed" in replaceable_table(a_study(), ID_TEST).title
 
 
+def shuffled(*further: dict) -> StudyRecord:
+    """Arms that shuffle the head after 4 updates, each in its own way."""
+    arms = {"standard": (replace(arm_run(1), updates=80),)}
+    found = []
+    for number, one in enumerate(further):
+        arms[f"arm{number}"] = (perturbed(("head",), 4, "shuffle", **one),)
+        found += [
+            comparison(split, -0.01 * (number + 1), 0.005, arm=f"arm{number}") for split in (ID_TEST, OOD_MACRO_MEAN)
+        ]
+    return StudyRecord("layers", "standard", (1,), "accuracy", arms, tuple(found))
+
+
+def test_arms_that_perturb_the_same_in_other_ways_have_rows_of_their_own():
+    made = shuffled({}, {"within": "row", "keep_signs": True}, {"parameters": "matrices"}, {})
+    rows = replaceable_table(made, OOD_MACRO_MEAN).rows
+    assert [(row[1], row[2].split()[0]) for row in rows] == [
+        ("shuffle, arm0", "-1.0"),
+        ("shuffle (within row, keep signs)", "-2.0"),
+        ("shuffle (parameters matrices)", "-3.0"),
+        ("shuffle, arm3", "-4.0"),
+    ]
+    words = in_words(made)
+    assert all(f"shuffle{end} after 4: -" in words for end in (", arm0", " (within row, keep signs)", ", arm3"))
+
+
+def test_a_picture_of_many_kinds_shows_all_of_them_near_their_update():
+    figure = draw_replaceable(shuffled(*({"std": number / 10} for number in range(12))))
+    marks = [line for line in figure.axes[0].lines if line.get_marker() not in ("None", None, "")]
+    assert len(marks) == 24
+    places = [x for line in marks for x in line.get_xdata()]
+    assert sum(places) / len(places) == pytest.approx(4)
+    assert all(abs(x - 4) < 0.3 * 80 for x in places)
+
+
+@pytest.mark.parametrize("look", [LIGHT, narrow(LIGHT)], ids=["light", "narrow"])
+def test_the_legend_is_inside_and_beside_nothing(look):
+    further = [{}, {"within": "row", "keep_signs": True}, *({"std": number / 10} for number in range(6))]
+    figure = draw_replaceable(shuffled(*further), look)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.get_texts()[2:]} == {
+        item.kind for item in perturbed_arms(shuffled(*further))
+    }
+    box, page = legend.get_window_extent(), figure.bbox
+    assert page.x0 <= box.x0
+    assert box.x1 <= page.x1
+    label = figure.axes[0].yaxis.label
+    assert "points from standard" in label.get_text()
+    assert not box.overlaps(label.get_window_extent())
+
+
 def test_words_for_who_cannot_see():
     words = in_words(a_study())
     assert words.startswith("accuracy on the mean of the OOD sets, points from standard, by layer groups and update. ")
     assert "block.0 to 1, reset to start after 28: -8.0; " in words
-
-
-def doses() -> StudyRecord:
-    """Arms of one kind, one group and one update, which differ in their settings, two of them in nothing."""
-    settings = {"within": "row", "unit": "start"}
-    cases = {
-        "little": perturbed(["head"], 28, "noise", **settings, std=0.25, keep_signs=False),
-        "much": perturbed(["head"], 28, "noise", **settings, std=1.0, keep_signs=False),
-        "later": perturbed(["head"], 80, "noise", **settings, std=1.0, keep_signs=False),
-        "twice": perturbed(["head"], 80, "noise", **settings, std=1.0, keep_signs=False),
-        "moved": perturbed(["head"], 28, "shuffle", **settings, std=1.0, keep_signs=False),
-        "signed": perturbed(["head"], 28, "shuffle", **settings, std=1.0, keep_signs=True),
-    }
-    names = ("redraw_magnitudes", "redraw_signs", "reset_to_random", "reset_to_start")
-    cases |= {name: perturbed(["head"], 28, name) for name in names}
-    arms = {"standard": (replace(arm_run(1), updates=80),), **{name: (run,) for name, run in cases.items()}}
-    found = [
-        comparison(split, -0.01 * number, 0.02, arm=arm)
-        for number, arm in enumerate(cases, 1)
-        for split in (ID_TEST, OOD_MACRO_MEAN)
-    ]
-    return StudyRecord("doses", "standard", (1,), "accuracy", arms, tuple(found))
-
-
-def test_every_arm_of_one_kind_has_its_place():
-    rows = {row[1]: row[2:] for row in replaceable_table(doses(), OOD_MACRO_MEAN).rows}
-    assert rows["noise, std 0.25"] == ("-1.0 [-3.0, +1.0]", "-")
-    assert rows["noise, std 1"] == ("-2.0 [-4.0, +0.0]", "-")
-    assert rows["noise, std 1: later"] == ("-", "-3.0 [-5.0, -1.0]*")
-    assert rows["noise, std 1: twice"] == ("-", "-4.0 [-6.0, -2.0]*")
-    assert rows["shuffle"][0].startswith("-5.0")
-    assert rows["shuffle, keep signs"][0].startswith("-6.0")
-    assert len(rows) == 10
-
-
-def test_only_settings_can_differ():
-    made = doses()
-    arms = {name: runs for name, runs in made.arms.items() if name in ("standard", "little", "much")}
-    assert are_compared(replace(made, arms=arms))
-
-
-@pytest.mark.parametrize("look", [LIGHT, narrow(LIGHT)], ids=["light", "narrow"])
-def test_many_kinds_are_all_in_the_legend_and_about_their_update(look):
-    figure = draw_replaceable(doses(), look)
-    figure.draw_without_rendering()
-    (legend,) = figure.legends
-    names = [text.get_text() for text in legend.get_texts()]
-    assert set(names[2:]) == {item.what for item in perturbed_arms(doses())}
-    box, page = legend.get_window_extent(), figure.bbox
-    assert page.x0 <= box.x0
-    assert box.x1 <= page.x1
-    beside = figure.axes[0].yaxis.label
-    assert "points from standard" in beside.get_text()
-    assert not box.overlaps(beside.get_window_extent())
-    marks = [line for line in figure.axes[0].lines if line.get_marker() not in ("None", None, "")]
-    places = [x for line in marks for x in line.get_xdata()]
-    early, late = [x for x in places if x < 54], [x for x in places if x > 54]
-    assert sum(early) / len(early) == pytest.approx(28)
-    assert sum(late) / len(late) == pytest.approx(80)
 
 
 @pytest.mark.parametrize(

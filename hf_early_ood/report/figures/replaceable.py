@@ -39,11 +39,11 @@ def draw_replaceable(study: StudyRecord, look: Look = LIGHT) -> Figure:
     The perturbation of most arms is a line with filled marks; others are hollow marks beside it.
     """
     arms = perturbed_arms(study)
-    whats = sorted(dict.fromkeys(a.what for a in arms), key=lambda what: -sum(a.what == what for a in arms))
+    kinds = sorted(dict.fromkeys(a.kind for a in arms), key=lambda kind: -sum(a.kind == kind for a in arms))
     panels = list(dict.fromkeys(item.groups for item in arms))
     columns = min(2 if look.narrow else 3, len(panels))
     rows = -(-len(panels) // columns)
-    handles = _legend(whats, look)
+    handles = _legend(kinds, look)
     longest = max(len(str(handle.get_label())) for handle in handles)
     in_a_row = 1 if look.narrow else max(1, min(len(handles), int(_LETTERS * look.width) // (longest + 8)))
     figure = make_figure(look, 0.9 + 2.1 * rows + 0.2 * -(-len(handles) // in_a_row))
@@ -53,10 +53,10 @@ def draw_replaceable(study: StudyRecord, look: Look = LIGHT) -> Figure:
     for axes, groups in zip(grid.ravel(), panels, strict=False):
         style(axes, look)
         axes.axhline(0, color=look.muted, lw=1.0, zorder=1)
-        for number, what in enumerate(whats):
-            own = sorted((a for a in arms if (a.groups, a.what) == (groups, what)), key=lambda item: item.step)
+        for number, kind in enumerate(kinds):
+            own = sorted((a for a in arms if (a.groups, a.kind) == (groups, kind)), key=lambda item: item.step)
             for split_number, split in enumerate(SPLITS):
-                places = [(_place(arms, item, whats, split_number) * _ROOM * end + item.step, item) for item in own]
+                places = [(_place(arms, item, kinds, split_number) * _ROOM * end + item.step, item) for item in own]
                 _line(axes, study, places, split, look, (split_number, number))
         axes.set_title(shortened(groups_in_words(groups), look.letters), loc="left", color=look.ink, fontsize=10)
         widest = max(Counter((item.groups, item.step) for item in arms).values())
@@ -77,11 +77,11 @@ def draw_replaceable(study: StudyRecord, look: Look = LIGHT) -> Figure:
     return figure
 
 
-def _place(arms: Sequence[Perturbed], item: Perturbed, whats: Sequence[str], split_number: int) -> float:
+def _place(arms: Sequence[Perturbed], item: Perturbed, kinds: Sequence[str], split_number: int) -> float:
     """Of a mark among those of the same groups and update, from the middle."""
-    here = {other.what for other in arms if (other.groups, other.step) == (item.groups, item.step)}
-    beside = [what for what in whats if what in here]
-    return 2 * beside.index(item.what) + split_number - len(beside) + 0.5
+    here = {other.kind for other in arms if (other.groups, other.step) == (item.groups, item.step)}
+    beside = [kind for kind in kinds if kind in here]
+    return 2 * beside.index(item.kind) + split_number - len(beside) + 0.5
 
 
 def _line(
@@ -110,15 +110,15 @@ def _hollow(number: int) -> str:
     return MARKERS[2 + (number - 1) % (len(MARKERS) - 2)]
 
 
-def _legend(whats: Sequence[str], look: Look) -> list[Line2D]:
+def _legend(kinds: Sequence[str], look: Look) -> list[Line2D]:
     splits = [
         Line2D([], [], color=look.arms[number], marker=MARKERS[number], ms=5, lw=1.4, label=_NAMES[split])
         for number, split in enumerate(SPLITS)
     ]
     others = [
-        Line2D([], [], color=look.muted, marker=_hollow(number), mfc=look.paper, ms=5, ls="", label=what)
-        for number, what in enumerate(whats)
+        Line2D([], [], color=look.muted, marker=_hollow(number), mfc=look.paper, ms=5, ls="", label=kind)
+        for number, kind in enumerate(kinds)
         if number
     ]
-    line = Line2D([], [], color=look.muted, marker=MARKERS[0], ms=5, lw=1.4, label=whats[0])
+    line = Line2D([], [], color=look.muted, marker=MARKERS[0], ms=5, lw=1.4, label=kinds[0])
     return [*splits, line, *others]
