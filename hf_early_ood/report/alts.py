@@ -100,6 +100,16 @@ def signal(series: Sequence[Measurement], decision: DecisionRecord | None, stage
     return f"{text} Below, which layer groups train: {_listed(released, 16)}" if released else text
 
 
+def totals(measures: Mapping[str, Mapping[str, Sequence[Measurement]]]) -> str:
+    """Of `early.draw_totals`."""
+    said = [
+        f"{measure_title(measure)}, {arm}: from {series[0].value:.3g} to {series[-1].value:.3g}"
+        for measure, arms in measures.items()
+        for arm, series in arms.items()
+    ]
+    return f"Lines of each measure over the updates, one an arm. {_listed(said)}"
+
+
 def group_maps(arms: Mapping[str, Sequence[Measurement]]) -> str:
     """Of `early.draw_group_maps`."""
     said = []

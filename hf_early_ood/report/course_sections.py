@@ -8,7 +8,7 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from hf_early_ood.dynamics import Dynamics
+from hf_early_ood.dynamics import Dynamics, Measurement
 from hf_early_ood.names import TRAJECTORY
 from hf_early_ood.report import alts, beside, tables
 from hf_early_ood.report.calibration import Reliability, reliability
@@ -54,6 +54,7 @@ def early_period(at: Making) -> Section:
             )
     else:
         at.missing.append("Signals: no arm has measured one.")
+    _totals(at, section, dynamics, {arm: item.measure for arm, item in signals.items()})
     _group_maps(at, section, dynamics)
     _trajectory_maps(at, section, dynamics)
     if at.single is not None and at.single.intervention is not None:
@@ -82,6 +83,30 @@ def _signal_of_run(at: Making, section: Section, seeds: Mapping[int, Dynamics]) 
             lambda look: draw_signal(series, dynamics.decision, dynamics.stages, None, updates, 3, look),
         )
     )
+
+
+def _totals(
+    at: Making, section: Section, dynamics: Mapping[str, Mapping[int, Dynamics]], signals: Mapping[str, str]
+) -> None:
+    """What was measured beside the signals of the arms, which have a figure of their own."""
+    found = {arm: early.totals(seeds[min(seeds)]) for arm, seeds in dynamics.items()}
+    further = {m for arm, series in found.items() for m in series if m != signals.get(arm)}
+    in_order = dict.fromkeys(m for series in found.values() for m in series if m in further)
+    groups = chunks(list(in_order), MOST_PANELS)
+    for number, measures in enumerate(groups, 1):
+        shown = {m: {arm: series[m] for arm, series in found.items() if m in series} for m in measures}
+        section.blocks.append(
+            at.picture(
+                f"measures{numbered(number, groups)}",
+                alts.totals(shown),
+                f"{_of_first_seed(at)} {looks.colors_explained(at.study)}".strip(),
+                partial(_draw_totals, at, shown),
+            )
+        )
+
+
+def _draw_totals(at: Making, shown: Mapping[str, Mapping[str, Sequence[Measurement]]], look: Look) -> Figure:
+    return early.draw_totals(shown, looks.marks(at.study, look), look)
 
 
 def _group_maps(at: Making, section: Section, dynamics: Mapping[str, Mapping[int, Dynamics]]) -> None:

@@ -19,8 +19,12 @@ import pytest
 from matplotlib.image import imread
 
 from hf_early_ood import names
+from hf_early_ood.atomic import write_jsonl
 from hf_early_ood.cli import USER_ERROR, main
+from hf_early_ood.dynamics import Measurement
 from hf_early_ood.errors import ResumeError
+from hf_early_ood.report.figures.early import draw_group_maps
+from hf_early_ood.report.figures.style import LIGHT, narrow
 from hf_early_ood.report.html import Drawn, render, write_page
 from hf_early_ood.report.material import read_material
 from hf_early_ood.report.page import Page
@@ -172,6 +176,35 @@ def test_what_a_study_has_is_shown(pages: dict[str, Page]) -> None:
     assert "gradual: layers were released from update 10 of 120 on (signal stable); measuring took 2.5% more" in said
     for heading in ("By language", "Calibration", "What it cost", "The single runs", "Configuration", "Commands"):
         assert heading in said
+
+
+def test_every_measure_of_all_parameters_is_shown(tmp_path: Path) -> None:
+    folders.make_study(tmp_path)
+    for path in tmp_path.glob("*/seed*"):
+        file = path / names.DYNAMICS_FILE
+        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        for step in (0, 10, 20):
+            common = {"step": step, "per_group": {}, "normalized": None}
+            lines += [{**common, "measure": "hessian_top_eigenvalue", "value": 2.0 + step}]
+            lines += [{**common, "measure": "trajectory", "value": float(step)}]
+        write_jsonl(file, lines)
+    pictures = {picture.name: picture for picture in make_page(read_material(tmp_path)).pictures()}
+    assert "Hessian top eigenvalue, gradual: from 2 to 22" in pictures["measures"].alt
+    assert "Trajectory, gradual: from 0 to 20" in pictures["measures"].alt  # its signal is another one
+    assert "Fisher trace" not in pictures["measures"].alt
+    pictures["measures"].draw(narrow(LIGHT)).draw_without_rendering()
+    figure = pictures["measures"].draw(LIGHT)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Hessian top eigenvalue", "Trajectory"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["standard", "gradual"]
+    assert [len(axes.lines) for axes in figure.axes] == [2, 2]
+
+
+def test_arms_are_compared_in_the_same_colors() -> None:
+    def series(most: float) -> list[Measurement]:
+        return [Measurement(step, "trajectory", None, None, {"head": 0.0, "block.0": most * step}) for step in (0, 5)]
+
+    figure = draw_group_maps({"far": series(1.0), "near": series(0.1)}, LIGHT)
+    assert [axes.collections[0].get_clim() for axes in figure.axes[:2]] == [(0.0, 5.0)] * 2
 
 
 @pytest.mark.parametrize(("updates", "shown"), [(0.1, "10% of the updates"), (12, "12 updates")])

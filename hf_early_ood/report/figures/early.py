@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from hf_early_ood.dynamics import Dynamics, Measurement
@@ -108,6 +109,46 @@ def _say_decisions(axes: Axes, item: Watched, last: int, look: Look) -> None:
     )  # fmt: skip
 
 
+def totals(dynamics: Dynamics) -> dict[str, tuple[Measurement, ...]]:
+    """Measure -> its series of all parameters together, of those that have values at several updates."""
+    found = {}
+    for measure in dict.fromkeys(item.measure for item in dynamics.measurements):
+        series = tuple(item for item in dynamics.of(measure) if item.value is not None)
+        if "/" not in measure and len(series) > 1:  # not what chooses a group, nor what is logged, nor parts
+            found[measure] = series
+    return found
+
+
+def draw_totals(
+    measures: Mapping[str, Mapping[str, Sequence[Measurement]]], found: Mapping[str, Mark], look: Look
+) -> Figure:
+    """A panel for each measure: a line for each arm, over the updates."""
+    columns = 1 if look.narrow or len(measures) == 1 else 2
+    figure, panels = panel_grid(look, len(measures), columns, 2.3, "What was measured of all parameters that train")
+    for axes, (measure, arms) in zip(panels, measures.items(), strict=True):
+        style(axes, look)
+        for arm, series in arms.items():
+            steps, values = [item.step for item in series], [_number(item.value) for item in series]
+            axes.plot(steps, values, color=found[arm].color, marker=found[arm].marker, ms=3.5, lw=1.3, mew=0, zorder=3)
+        scale(axes, [_number(item.value) for series in arms.values() for item in series])
+        axes.set_title(measure_title(measure), loc="left", fontsize=9, color=look.ink, pad=5)
+        axes.set_xlabel("updates", fontsize=8.5)
+        axes.set_ylabel(measure_axis(measure), fontsize=7.5, color=look.ink)
+        axes.tick_params(labelsize=8)
+        axes.yaxis.get_offset_text().set(color=look.ink, fontsize=8)
+    shown = {arm: found[arm] for arms in measures.values() for arm in arms}
+    if 1 < len(shown) == len(set(shown.values())):  # each has its own color
+        handles = [
+            Line2D([], [], color=mark.color, marker=mark.marker, ms=5, lw=1.8, label=shortened(arm, look.letters))
+            for arm, mark in shown.items()
+        ]
+        figure.legend(
+            handles=handles, loc="outside lower left", ncols=1 if look.narrow else 3, frameon=False, fontsize=8.5,
+            labelcolor="linecolor",
+        )  # fmt: skip
+    return figure
+
+
 def grouped(dynamics: Dynamics) -> tuple[Measurement, ...]:
     """The first measure of a run with values of several layer groups at several updates, but for the trajectory."""
     for measure in dict.fromkeys(item.measure for item in dynamics.measurements):
@@ -128,7 +169,7 @@ def of_groups(dynamics: Dynamics, measure: str) -> tuple[Measurement, ...]:
 def draw_group_maps(
     arms: Mapping[str, Sequence[Measurement]], look: Look, title: str = "What was measured of each layer group"
 ) -> Figure:
-    """A panel for each arm: layer groups, the lowest below, by updates; the darker, the more."""
+    """A panel for each arm: layer groups, the lowest below, by updates; the darker, the more, alike in all arms."""
     groups = {arm: bottom_to_top({name for item in series for name in item.per_group}) for arm, series in arms.items()}
     columns = 1 if look.narrow or len(arms) == 1 else 2
     rows = -(-len(arms) // columns)
@@ -137,20 +178,32 @@ def draw_group_maps(
     panels = list(figure.subplots(rows, columns, squeeze=False).ravel())
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=look.ink)
     for axes, (arm, series) in zip(panels, arms.items(), strict=False):
-        group_map(figure, axes, arm, series, groups[arm], look)
+        same = [item for other in arms.values() for item in other if item.measure == series[0].measure]
+        group_map(figure, axes, arm, series, groups[arm], look, among=same)
     for empty in panels[len(arms) :]:
         empty.set_visible(False)
     return figure
 
 
 def group_map(
-    figure: Figure, axes: Axes, arm: str, series: Sequence[Measurement], groups: Sequence[str], look: Look
+    figure: Figure,
+    axes: Axes,
+    arm: str,
+    series: Sequence[Measurement],
+    groups: Sequence[str],
+    look: Look,
+    *,
+    among: Sequence[Measurement] = (),
 ) -> None:
-    """Draw one measure as a heat map: a row a group, a column an update. Without an arm, the title is the measure."""
+    """Draw one measure as a heat map: a row a group, a column an update. Without an arm, the title is the measure.
+
+    The colors are those of ``among``, where it is given: of all maps that are compared.
+    """
     style(axes, look)
     axes.grid(visible=False)
     values = np.array([[_number(item.per_group.get(group)) for item in series] for group in groups])
-    known = values[np.isfinite(values)]
+    known = np.array([_number(value) for item in among or series for value in item.per_group.values()])
+    known = known[np.isfinite(known)]
     logarithmic = known.size > 0 and known.min() > 0 and known.max() / known.min() > DECADES
     limits = (known.min(), known.max()) if known.size else (0.0, 1.0)
     norm = LogNorm(*limits) if logarithmic else Normalize(*limits)
