@@ -16,6 +16,8 @@ from hf_early_ood.results import DecisionRecord, StageRecord
 logger = logging.getLogger(__name__)
 
 RATE_EVENT = "learning_rates"
+LOOKING = "EarlyDynamicsCallback"
+"""Source of measurements that decide nothing."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Measurement:
     standard_error: float | None = None
     seconds: float | None = None
     trainable: tuple[str, ...] = ()
+    source: str | None = None
+    """The callback that measured; None: not noted."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,8 @@ def read_dynamics(path: str | PathLike[str]) -> Dynamics:
     """Read the series of a run.
 
     A last line that was cut off (the process died while writing it) is left out with a warning. Where a run was
-    resumed from an earlier checkpoint, updates appear twice; the later line counts.
+    resumed from an earlier checkpoint, updates appear twice; the later line counts. Of what was measured to decide and
+    otherwise, too, the former.
 
     Args:
         path: A file with one JSON object a line: measurements, and events, of which "stage", "decision" and
@@ -116,7 +121,9 @@ def read_dynamics(path: str | PathLike[str]) -> Dynamics:
                 factors[int(data["step"])] = {str(name): float(factor) for name, factor in data["factors"].items()}
             elif event is None:
                 for item in (measurement_of(data), *quantities_of(data)):
-                    measurements[item.step, item.measure] = item
+                    before = measurements.get((item.step, item.measure))
+                    if before is None or item.source != LOOKING or before.source == LOOKING:
+                        measurements[item.step, item.measure] = item
         except (ResumeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _unusable(number, path, json.dumps(data), error) from error
     return Dynamics(
@@ -140,7 +147,7 @@ def quantities_of(data: Mapping[str, Any]) -> list[Measurement]:
         ('trajectory/sign_changes', {'head': 0.02})
     """
     quantities = (data.get("details") or {}).get("quantities", {})
-    common = {"step": data["step"], "trainable": data.get("trainable", ())}
+    common = {key: data[key] for key in ("step", "trainable", "source") if key in data}
     return [
         measurement_of({**common, **item, "measure": f"{data['measure']}/{name}"}) for name, item in quantities.items()
     ]

@@ -219,7 +219,7 @@ def test_probe_into_a_file(tmp_path, capsys):
         (["--settings", "fisher_trace.labels=sampld"], "Did you mean 'sampled'"),
         (["--text", "txt"], "Did you mean 'text'"),
         (["--label", "stars"], "A column is not there. Got: stars"),
-        (["--size", "1000"], "Use size=64 or less"),
+        (["--size", "1000"], "Lower the size of the probe set to 64 or less"),
     ],
 )
 def test_errors_of_probe(tmp_path, capsys, arguments, message):

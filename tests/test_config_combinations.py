@@ -65,6 +65,10 @@ def read(*parts: dict[str, Any]) -> RunConfig:
         ),
         (({"pretext": {"kind": "masked_lm", "updates": 1.5}},), r"pretext\.updates: is out of range"),
         (({"pretext": {"kind": "masked_lm", "mask_probability": 1}},), r"pretext\.mask_probability"),
+        (
+            ({"pretext": {"kind": "random_labels", "mask_probability": 0.3}},),
+            r"mask_probability: has no effect with kind",
+        ),
         ((LLF, WISE), r"intervention\.weight_interpolation: .*there is no path between"),
         ((GRADUAL, RESET), r"intervention\.perturbation: .*it does not go with method gradual_unfreezing"),
         ((LISA, RESET), r"intervention\.perturbation: .*it does not go with method lisa"),

@@ -76,6 +76,8 @@ def test_the_signal_is_measured_alike_for_the_interval_and_beyond(project):
     }
     assert all(len(set(values)) == 1 for values in by_step.values())
     assert record.probes["fisher_trace"].count == len(measured)
+    series = read_dynamics(project / "out" / names.DYNAMICS_FILE).of("fisher_trace")
+    assert [item.source == EarlyDynamicsCallback.__name__ for item in series] == [step > decided for step in range(13)]
 
 
 @pytest.mark.parametrize(

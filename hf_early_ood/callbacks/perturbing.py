@@ -37,6 +37,7 @@ from hf_early_ood.interventions.forgetting import initial_values, without_norms
 from hf_early_ood.interventions.perturbations import check_sources, effective_std, perturbed, seed_for
 from hf_early_ood.layers import LayerGroups, find_layer_groups
 from hf_early_ood.schedules.base import checked_names, in_updates
+from hf_early_ood.schedules.orders import named_groups
 from hf_early_ood.sharding import sharded_modules
 from hf_early_ood.start_weights import check_start_weights, read_start_weights, write_start_weights
 
@@ -84,7 +85,8 @@ class PerturbationCallback(ReportingCallback):
     Args:
         at: k, completed updates (int from 0 on), or fraction of training (float; 1.0: after the last update).
         kind: One of the above.
-        groups: Names of the layer groups; None: all.
+        groups: Names of the layer groups, as in a schedule: "block.3", "block.-1" for the top block, or a regular
+            expression between slashes; None: all.
         parameters: "all" of their tensors, "without_norms", or "matrices": those of two dimensions or more.
         source: Of ``redraw_magnitudes`` and ``redraw_signs``; None: "start_shuffled" and "random".
         within: Of ``shuffle``: "tensor", "row" or "group".
@@ -293,7 +295,8 @@ def chosen(config: PerturbationConfig, model: nn.Module) -> Chosen:
         ConfigurationError: There is no such group, or nothing in it is of the kind that ``parameters`` says.
     """
     groups: LayerGroups = find_layer_groups(model).trainable()
-    wanted = groups.names if config.groups is None else tuple(groups[name].name for name in config.groups)
+    patterns = groups.names if config.groups is None else config.groups
+    wanted = {name for pattern in patterns for name in named_groups(pattern, groups.names)}
     found: Chosen = {}
     for group in groups:
         if group.name in wanted:

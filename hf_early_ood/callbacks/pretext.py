@@ -21,6 +21,7 @@ from hf_early_ood.callbacks.intervening import InterveningCallback
 from hf_early_ood.callbacks.resumable import check_same
 from hf_early_ood.callbacks.setups import check_launcher, check_step
 from hf_early_ood.checks import OPTIMIZER_STATES, RESET, check_choice, check_count, check_number
+from hf_early_ood.config.interventions import PretextConfig
 from hf_early_ood.errors import ConfigurationError, ResumeError, UnsupportedModelError, UnsupportedSetupError
 from hf_early_ood.freezing import Freezer, frozen_by
 from hf_early_ood.interventions.language_head import CHECKPOINT, LanguageHead, check_architecture
@@ -141,6 +142,12 @@ class PretextCallback(InterveningCallback):
         if mask_probability >= 1:
             raise ConfigurationError(
                 "mask_probability is not usable.", got=repr(mask_probability), allowed="a number above 0, less than 1"
+            )
+        if kind != MASKED_LM and mask_probability != PretextConfig.mask_probability:
+            raise ConfigurationError(
+                "mask_probability has no effect without masked language modeling.",
+                got=f"{kind!r}, mask_probability={mask_probability!r}",
+                fix="Leave it out.",
             )
         check_choice("optimizer_state", optimizer_state, OPTIMIZER_STATES)
         self._updates = 0

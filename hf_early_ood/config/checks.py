@@ -256,6 +256,16 @@ def _check_pretext(settings: InterventionConfig, problems: Problems) -> None:
         return
     _check_count_or_fraction(pretext.updates, "intervention.pretext.updates", problems, whole=False, words=())
     if pretext.kind != "masked_lm":
+        if (
+            usable(pretext.kind, pretext.mask_probability)
+            and pretext.mask_probability != type(pretext).mask_probability
+        ):
+            problems.add(
+                "intervention.pretext.mask_probability",
+                f"has no effect with kind {pretext.kind}",
+                got=pretext.mask_probability,
+                allowed="leave it out, or kind: masked_lm",
+            )
         return
     if usable(settings.method) and settings.method != "standard":
         problems.add(

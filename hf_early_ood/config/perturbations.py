@@ -37,7 +37,9 @@ class PerturbationConfig:
     kind: Literal["reset_to_start", "reset_to_random", "redraw_magnitudes", "redraw_signs", "shuffle", "noise"] = (
         option("What becomes of the weights.")
     )
-    groups: tuple[str, ...] | None = option("Layer groups that are perturbed; null: all.", None)
+    groups: tuple[str, ...] | None = option(
+        "Layer groups that are perturbed, with block.-1 and /regular expressions/; null: all.", None
+    )
     parameters: Literal["all", "without_norms", "matrices"] = option(
         "Which of their tensors; matrices: those of two dimensions or more, so neither norms nor biases.", "all"
     )

@@ -15,8 +15,9 @@ from hf_early_ood import names
 from hf_early_ood.callbacks import perturbing
 from hf_early_ood.callbacks.dynamics import EarlyDynamicsCallback
 from hf_early_ood.callbacks.generations import GenerationsCallback
-from hf_early_ood.callbacks.perturbing import PerturbationCallback
+from hf_early_ood.callbacks.perturbing import PerturbationCallback, chosen
 from hf_early_ood.callbacks.unfreezing import GradualUnfreezingCallback
+from hf_early_ood.config.perturbations import PerturbationConfig
 from hf_early_ood.errors import ConfigurationError, ResumeError, UnsupportedModelError, UnsupportedSetupError
 from hf_early_ood.interventions.forgetting import initial_values
 from hf_early_ood.interventions.perturbations import effective_std, perturbed, seed_for
@@ -315,6 +316,18 @@ def test_of_lora_b_has_nothing_to_give_at_the_start(tmp_path, settings):
     with pytest.raises(ConfigurationError, match=r"(?s)at the start: they are constant.*lora_B"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize(("pattern", "meant"), [("block.-1", ["block.2"]), (r"/block\.[01]/", ["block.0", "block.1"])])
+def test_groups_may_be_named_as_in_a_schedule(pattern, meant):
+    model = families.build("bert")
+    found = [chosen(PerturbationConfig(1, "shuffle", groups=groups), model) for groups in ((pattern,), tuple(meant))]
+    assert list(found[0]) == meant
+    assert {group: list(owned) for group, owned in found[0].items()} == {
+        group: list(owned) for group, owned in found[1].items()
+    }
+    with pytest.raises(ConfigurationError, match=r"Unknown layer group\. Got: block\.-9"):
+        chosen(PerturbationConfig(1, "shuffle", groups=("block.-9",)), model)
 
 
 # Measured together.

@@ -170,11 +170,14 @@ def twin(kind: str, kept: list[list[dict[str, Tensor]]], pretext_updates: int, s
     return found
 
 
+MASKING = {"masked_lm": {"mask_probability": 0.3}}
+
+
 @pytest.mark.parametrize("cut", [(8, 1), (4, 2), (3, 3)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_update_is_that_of_a_plain_loop(tmp_path, kind, cut):
     size, accumulation = cut
-    recorder, callback = Recorder(), PretextCallback(kind, updates=3, seed=7, mask_probability=0.3)
+    recorder, callback = Recorder(), PretextCallback(kind, updates=3, seed=7, **MASKING.get(kind, {}))
     trainer = make_trainer(
         tmp_path, [callback, recorder], model=families.build("bert", **NO_DROPOUT), trainer_class=Keeping,
         max_steps=5, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation,
@@ -447,6 +450,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"updates": 1.0}, "updates is not usable"),
     ({"updates": True}, "updates is not usable"),
     ({"seed": -1}, "seed is not usable"),
+    ({"kind": "random_labels", "mask_probability": 0.3}, "no effect without masked language modeling"),
     ({"mask_probability": 0}, "mask_probability is not usable"),
     ({"mask_probability": 1}, "mask_probability is not usable"),
     ({"optimizer_state": "drop"}, "Unknown optimizer_state"),

@@ -27,7 +27,7 @@ def train(folder: Path, name: str) -> dict[str, Any]:
     kind, stop = SCENARIOS[name]
 
     def trained(*more: Any, resume: bool = False) -> dict[str, Any]:
-        callback = PretextCallback(kind, updates=3, mask_probability=0.3)
+        callback = PretextCallback(kind, updates=3, mask_probability=0.3 if kind == "masked_lm" else 0.15)
         trainer = make_trainer(
             folder / name,
             [callback, *more],

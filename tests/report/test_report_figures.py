@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from hf_early_ood import names
+from hf_early_ood.callbacks.dynamics import EarlyDynamicsCallback
 from hf_early_ood.dynamics import Dynamics, Measurement, read_dynamics
 from hf_early_ood.evaluation.classification import classification_scores
 from hf_early_ood.names import ID_TEST, OOD_MACRO_MEAN
@@ -209,3 +210,7 @@ def test_signal_of_an_arm_is_what_its_detector_watched() -> None:
     assert early.signal_of(Dynamics(series, (), decision))[0].measure == "average_sharpness"
     assert early.signal_of(Dynamics(series))[0].measure == "gradient_norm"
     assert early.watched({1: Dynamics(series[:1])}) is None
+    # What was measured to look at it, and decides nothing, is no signal, whichever comes first.
+    looking = tuple(replace(item, source=EarlyDynamicsCallback.__name__) for item in series)
+    assert early.watched({1: Dynamics(looking)}) is None
+    assert early.signal_of(Dynamics((*looking, series[-1])))[0].measure == series[-1].measure

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from hf_early_ood.dynamics import Dynamics, Measurement
+from hf_early_ood.dynamics import LOOKING, Dynamics, Measurement
 from hf_early_ood.names import SELECTION, TRAJECTORY
 from hf_early_ood.report.figures.arms import Mark, backed
 from hf_early_ood.report.figures.panels import panel_grid
@@ -34,7 +34,7 @@ class Watched:
 
 
 def watched(seeds: Mapping[int, Dynamics]) -> Watched | None:
-    """What the detector of an arm watched; None where nothing was measured for it."""
+    """What the detector of an arm watched; None where nothing was measured for one."""
     found = {seed: signal_of(dynamics) for seed, dynamics in seeds.items()}
     found = {seed: series for seed, series in found.items() if series}
     if not found:
@@ -49,10 +49,11 @@ def watched(seeds: Mapping[int, Dynamics]) -> Watched | None:
 
 
 def signal_of(dynamics: Dynamics) -> tuple[Measurement, ...]:
-    """The series that the detector watched, or the first one that is not for choosing among groups."""
-    named = dynamics.decision.signal if dynamics.decision else None
-    others = [item.measure for item in dynamics.measurements if not item.measure.startswith(SELECTION)]
-    return dynamics.of(named or others[0]) if others else ()
+    """The series that the detector watched: of the decision, or else the first that is there to decide an interval."""
+    named = [dynamics.decision.signal] if dynamics.decision and dynamics.decision.signal else []
+    deciding = [item.measure for item in dynamics.measurements if item.source != LOOKING]
+    signals = [*named, *(measure for measure in deciding if not measure.startswith(SELECTION))]
+    return dynamics.of(signals[0]) if signals else ()
 
 
 def _values(series: Sequence[Measurement], normalized: bool) -> list[tuple[int, float]]:
