@@ -20,8 +20,9 @@ def add_trajectory(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     command.add_argument("folder", metavar="FOLDER", help="with checkpoint-<step> folders")
     command.add_argument(
         "--start",
-        metavar="PATH",
-        help="saved model to measure from; by default the start weights that EarlyDynamicsCallback has written into"
+        metavar="MODEL",
+        help="model to measure from, such as the pretrained one; what it lacks of the head is not counted; by default"
+        " the start weights that EarlyDynamicsCallback has written into"
         " the folder, or else the first checkpoint",
     )
     command.add_argument(

@@ -16,7 +16,7 @@ from hf_early_ood.results import DecisionRecord, StageRecord
 logger = logging.getLogger(__name__)
 
 RATE_EVENT = "learning_rates"
-LOOKING = "EarlyDynamicsCallback"
+EARLY_DYNAMICS = "EarlyDynamicsCallback"
 """Source of measurements that decide nothing."""
 
 
@@ -33,8 +33,8 @@ class Measurement:
     standard_error: float | None = None
     seconds: float | None = None
     trainable: tuple[str, ...] = ()
-    source: str | None = None
-    """The callback that measured; None: not noted."""
+    source: str | None = field(default=None, compare=False)
+    """Who measured, such as the name of a callback; None: not noted."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def read_dynamics(path: str | PathLike[str]) -> Dynamics:
             elif event is None:
                 for item in (measurement_of(data), *quantities_of(data)):
                     before = measurements.get((item.step, item.measure))
-                    if before is None or item.source != LOOKING or before.source == LOOKING:
+                    if before is None or item.source != EARLY_DYNAMICS or before.source == EARLY_DYNAMICS:
                         measurements[item.step, item.measure] = item
         except (ResumeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _unusable(number, path, json.dumps(data), error) from error

@@ -13,6 +13,7 @@ import transformers
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import load_peft_weights
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 from transformers.utils import logging
@@ -20,6 +21,8 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from hf_early_ood.bundled import resolve_model
 from hf_early_ood.errors import EarlyOODError, UnsupportedModelError
+from hf_early_ood.layer_rules import HEAD
+from hf_early_ood.layers import find_layer_groups
 from hf_early_ood.probes.likelihood import likelihood_for
 from hf_early_ood.tasks.loading import empty_model, load_model, not_loaded
 
@@ -95,6 +98,32 @@ class Blueprint:
         else:
             self._refuse(missing)
         return model.to(device).eval()
+
+    def weights_in(self, name: str) -> dict[str, Tensor]:
+        """What another saved model holds for this full one, in float32 and by name: all, or all but the head.
+
+        Raises:
+            UnsupportedModelError: It cannot be read, or lacks more than the head.
+        """
+        model_class: Any = self.model_class
+        with _readable("model", name), _quiet():
+            model, loaded = model_class.from_pretrained(
+                resolve_model(name),
+                config=self.config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+        lacking = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
+        beyond = sorted(lacking - set(find_layer_groups(model)[HEAD].parameters) - set(dict(model.named_buffers())))
+        if beyond:
+            raise UnsupportedModelError(
+                "This is another model than the checkpoints.",
+                got=f"{name}, without {', '.join(beyond[:_MOST_NAMES])} of {self.name}",
+                allowed="a saved model with the same layers and tokens; the head may be another",
+                fix="Name the model that training began with.",
+            )
+        return {key: weight.detach() for key, weight in model.named_parameters() if key not in lacking}
 
     def _readable_weights(self) -> AbstractContextManager[None]:
         if self.adapter is None:

@@ -17,15 +17,15 @@ from transformers.trainer import TRAINER_STATE_NAME
 from hf_early_ood import names
 from hf_early_ood.atomic import plain, write_json
 from hf_early_ood.checks import check_choice
-from hf_early_ood.dynamics import Measurement, measurement_of, quantities_of
+from hf_early_ood.dynamics import EARLY_DYNAMICS, Measurement, measurement_of, quantities_of
 from hf_early_ood.environment import capture_environment, timestamp
-from hf_early_ood.errors import ConfigurationError, DataError, UnsupportedModelError, named
+from hf_early_ood.errors import ConfigurationError, DataError, named
 from hf_early_ood.folders import check_replaceable, sha256, writing
 from hf_early_ood.layers import LayerGroups, find_layer_groups
 from hf_early_ood.probes.measures import measure
 from hf_early_ood.probes.trajectory import ADAPTERS, MERGED, Trajectory, copied, trajectory
 from hf_early_ood.probing.checkpoints import SavedModel, find_saved_models
-from hf_early_ood.probing.loading import read_blueprint
+from hf_early_ood.probing.loading import Blueprint, read_blueprint
 from hf_early_ood.start_weights import mapped_weights
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,8 @@ def checkpoint_trajectory(
 
     Args:
         folder: With ``checkpoint-<step>`` folders.
-        start: A saved model with the same weights in it; None: what `EarlyDynamicsCallback` has written into the
+        start: A saved model: the one that training began with, which may lack the head, that is not counted then, or
+            for adapters one with the same adapter; None: what `EarlyDynamicsCallback` has written into the
             folder, if it is there, or else the first checkpoint.
         adapters: "merged" or "raw", as for `trajectory`.
         output: Folder for ``trajectory.json``; None writes nothing.
@@ -167,12 +168,11 @@ class _Beginning:
     @classmethod
     def of(cls, kept: Path, start: str | Path | None, models: list[SavedModel]) -> _Beginning:
         if start is not None:
-            try:
-                first = _load(str(start))
-            except UnsupportedModelError as error:
-                fix = "Give a saved model with the same head, or train with EarlyDynamicsCallback(['trajectory'])."
-                raise UnsupportedModelError(error.what, got=error.got, allowed=error.allowed, fix=fix) from error
             step = None if models[0].step == 0 else 0
+            blueprint = read_blueprint(models[-1].path)
+            if blueprint.adapter is None:
+                return cls(str(start), _without_head(blueprint, str(start)), step, chosen=True)
+            first = _load(str(start))
             return cls(str(start), copied(first, find_layer_groups(first).trainable()), step)
         if kept.is_file():
             digest = sha256(kept)
@@ -195,11 +195,19 @@ class _Beginning:
         return groups.only(set(self.weights))
 
 
+def _without_head(blueprint: Blueprint, start: str) -> Mapping[str, Tensor]:
+    weights = blueprint.weights_in(start)
+    new = sorted(name for name, _ in blueprint.empty().named_parameters() if name not in weights)
+    if new:
+        logger.warning("The movement is measured without the head: %s has no %s.", start, ", ".join(new))
+    return weights
+
+
 def _start_of(checkpoint: str) -> str | None:
     """Hash of the start weights of the training that wrote a checkpoint, where `EarlyDynamicsCallback` noted it."""
     try:
         state = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-        digest = state["stateful_callbacks"]["EarlyDynamicsCallback"]["attributes"]["_restored"]["start"]["sha256"]
+        digest = state["stateful_callbacks"][EARLY_DYNAMICS]["attributes"]["_restored"]["start"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return digest if isinstance(digest, str) else None
@@ -209,7 +217,7 @@ def _other_start(got: str) -> ConfigurationError:
     return ConfigurationError(
         "The start weights in the folder are not those of the checkpoints.",
         got=got,
-        fix="Remove the checkpoints of other trainings, or name a saved model to measure from: --start PATH.",
+        fix="Remove the checkpoints of other trainings, or name a saved model to measure from: --start MODEL.",
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from matplotlib.image import imread
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import BertForMaskedLM, BertModel
 
 from hf_early_ood.callbacks.dynamics import EarlyDynamicsCallback
 from hf_early_ood.cli import USER_ERROR, main
@@ -94,6 +95,28 @@ def test_without_start_weights_the_first_checkpoint_is_the_start(tmp_path):
     assert [record["value"] for record in from_other.records][0:3:2] == [0, 0]
 
 
+@pytest.mark.parametrize("task", ["encoder", "fill-mask"])
+def test_from_a_pretrained_model_all_but_the_new_head_is_measured(tmp_path, caplog, task):
+    """What people have at hand: the model that training began with, as it was downloaded."""
+    model = families.build("bert")
+    pretrained = BertModel(model.config) if task == "encoder" else BertForMaskedLM(model.config)
+    (pretrained if task == "encoder" else pretrained.bert).load_state_dict(model.bert.state_dict(), strict=False)
+    pretrained.save_pretrained(tmp_path / "pretrained")
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train(tmp_path / "run", model, callbacks=[])
+    found = checkpoint_trajectory(tmp_path / "run", start=tmp_path / "pretrained")
+    gone = [n for n in start if n.startswith("classifier") or (task != "encoder" and n.startswith("bert.pooler"))]
+    assert f"measured without the head: {tmp_path / 'pretrained'} has no {', '.join(sorted(gone))}" in caplog.text
+    assert list(found.models) == [0, 2, 4, 6]
+    end = dict(load_saved_model(str(tmp_path / "run" / "checkpoint-6")).named_parameters())
+    distance = math.sqrt(
+        sum(float((end[n].detach() - start[n]).double().square().sum()) for n in start if n not in gone)
+    )
+    last = [item for item in found.measurements if item.measure == "trajectory"][-1]
+    assert last.value == pytest.approx(distance, rel=1e-6)
+    assert ("head" in last.per_group) == (task == "encoder")
+
+
 def test_what_cannot_be_measured(tmp_path):
     train(tmp_path / "run", callbacks=[])
     with pytest.raises(DataError, match="at least two points"):
@@ -101,10 +124,9 @@ def test_what_cannot_be_measured(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         checkpoint_trajectory("nowhere")  # could be a name on the Hub, which has no checkpoints
     families.build("bert", hidden_size=8).save_pretrained(tmp_path / "small")
-    with pytest.raises(ConfigurationError, match="another model than the checkpoints"):
-        checkpoint_trajectory(tmp_path / "run", start=tmp_path / "small")
-    with pytest.raises(UnsupportedModelError, match=r"no head.*Give a saved model with the same head"):
-        checkpoint_trajectory(tmp_path / "run", start="bundled:all-MiniLM-L6-v2")
+    for other in (tmp_path / "small", "bundled:all-MiniLM-L6-v2"):
+        with pytest.raises(UnsupportedModelError, match=r"another model than the checkpoints\. Got: .*embeddings"):
+            checkpoint_trajectory(tmp_path / "run", start=other)
     with pytest.raises(ConfigurationError, match="Did you mean 'merged'"):
         checkpoint_trajectory(tmp_path / "run", adapters="merge")
     with pytest.raises(ResumeError, match="not empty and holds no trajectory"):

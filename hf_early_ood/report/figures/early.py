@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from hf_early_ood.dynamics import LOOKING, Dynamics, Measurement
+from hf_early_ood.dynamics import EARLY_DYNAMICS, Dynamics, Measurement
 from hf_early_ood.names import SELECTION, TRAJECTORY
 from hf_early_ood.report.figures.arms import Mark, backed
 from hf_early_ood.report.figures.panels import panel_grid
@@ -51,7 +51,7 @@ def watched(seeds: Mapping[int, Dynamics]) -> Watched | None:
 def signal_of(dynamics: Dynamics) -> tuple[Measurement, ...]:
     """The series that the detector watched: of the decision, or else the first that is there to decide an interval."""
     named = [dynamics.decision.signal] if dynamics.decision and dynamics.decision.signal else []
-    deciding = [item.measure for item in dynamics.measurements if item.source != LOOKING]
+    deciding = [item.measure for item in dynamics.measurements if item.source != EARLY_DYNAMICS]
     signals = [*named, *(measure for measure in deciding if not measure.startswith(SELECTION))]
     return dynamics.of(signals[0]) if signals else ()
 
