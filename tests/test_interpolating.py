@@ -113,6 +113,7 @@ def test_head_of_the_first_stage(project):
     assert [stage.step for stage in record.intervention.stages] == [0, 4]
 
 
+@pytest.mark.sweep(keep=1)
 @pytest.mark.parametrize("last", [3, 8, 12])
 def test_a_run_that_was_stopped_ends_with_the_same_model(project, monkeypatch, last):
     """Before the first release, after it, and after training."""

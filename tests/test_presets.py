@@ -220,6 +220,7 @@ def test_interpolation_is_not_for_the_arguments(tmp_path: Path) -> None:
 
 
 # Its run is in test_interpolating.py.
+@pytest.mark.sweep(keep=5)
 @pytest.mark.parametrize("name", IN_TRAINER)
 def test_preset_trains(name: str, tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"

@@ -185,6 +185,7 @@ def test_it_acts_on_what_gradual_unfreezing_has_released(tmp_path, penalties, lo
     assert len(penalties) == 8
 
 
+@pytest.mark.sweep(keep=1)
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -277,6 +277,7 @@ STOPS = {
 }
 
 
+@pytest.mark.sweep(keep=6)
 @pytest.mark.parametrize(("name", "accumulation", "stop"), [(*key, stop) for key in STOPS for stop in STOPS[key]])
 def test_resume_is_bit_identical(tmp_path, whole, name, accumulation, stop):
     settings = {"gradient_accumulation_steps": accumulation, "warmup_steps": 1}

@@ -300,6 +300,7 @@ SCHEDULERS = {
 }
 
 
+@pytest.mark.sweep(keep=4)
 @pytest.mark.parametrize("kind", [kind.value for kind in SchedulerType])
 def test_the_scheduler_is_left_alone(tmp_path, kind):
     logged, states = [], []
@@ -344,6 +345,7 @@ def without_source(path):
     return [line for line in lines if line["source"] == "LearningRatesCallback"]
 
 
+@pytest.mark.sweep(keep=5)
 @pytest.mark.parametrize(
     ("kind", "accumulation", "stop"),
     [

@@ -82,6 +82,7 @@ def chosen_tensors(model, settings):
     return groups
 
 
+@pytest.mark.sweep(keep=18)
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("at", range(UPDATES + 1))
 def test_every_kind_at_every_update_is_the_loop_by_hand(tmp_path, name, at):
@@ -191,6 +192,7 @@ def whole(tmp_path_factory):
     return of
 
 
+@pytest.mark.sweep(keep=6)
 @pytest.mark.parametrize("name", RESUMED)
 @pytest.mark.parametrize("stop", range(1, UPDATES + 1))
 @pytest.mark.parametrize("trainer_class", [EarlyOODTrainer])

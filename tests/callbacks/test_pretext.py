@@ -272,6 +272,7 @@ def test_the_state_of_the_optimizer_is_kept_or_not(tmp_path, optimizer_state, st
 # Resuming
 
 
+@pytest.mark.sweep(keep=1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_resumed_at_every_update_it_is_the_same_bit_for_bit(tmp_path, kind):
     check_resumed_at_every_update(
@@ -366,6 +367,7 @@ def test_label_smoothing_is_that_of_the_task(tmp_path):
     assert first("masked_lm", 0.5) == first("masked_lm", 0.0)
 
 
+@pytest.mark.sweep(keep=1)
 @pytest.mark.parametrize(
     "arguments",
     [{"bf16": True}, {"activation_checkpointing": True}, {"torch_compile": True, "torch_compile_backend": "aot_eager"}],
@@ -386,6 +388,7 @@ def test_settings_of_the_trainer_do_not_change_masked_language_modeling(tmp_path
         torch._dynamo.reset()
 
 
+@pytest.mark.sweep(keep=4)
 @pytest.mark.parametrize("kind", ["random_labels", "shuffled_tokens"])
 @pytest.mark.parametrize(
     "make",

@@ -70,6 +70,7 @@ def test_leaves_no_trace(tmp_path, make, settings):
     assert all(record["value"] > 0 for record in callback.records[1:])
 
 
+@pytest.mark.sweep(keep=1)
 @pytest.mark.parametrize("make", [lambda: None, lora], ids=["whole", "lora"])
 @pytest.mark.parametrize("settings", [{}, {"start_on_disk": True, "update_direction": True}], ids=str)
 def test_resumed_after_any_update_the_series_is_the_same(tmp_path, make, settings):

@@ -18,6 +18,8 @@ from tests.test_recipes import launch_environment
 from tests.tiny_project import make_project, run_settings, write_yaml
 from tests.training import differences
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SCENARIOS = (
     "at_load",

@@ -11,6 +11,8 @@ from tests.distributed import pretext_worker
 from tests.distributed.test_two_processes import ENVIRONMENT, LAUNCHER, ROOT, assert_close, weights
 from tests.training import differences
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):

@@ -11,6 +11,8 @@ import torch
 from tests.distributed import trajectory_worker
 from tests.distributed.test_two_processes import ENVIRONMENT, LAUNCHER, ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 from huggingface_hub import ModelCard
+
+pytestmark = pytest.mark.slow
 
 
 def push(folder, environment, *words):

@@ -133,6 +133,7 @@ def test_a_connection_that_stays_broken_is_said_and_can_be_taken_up(hub, publish
     assert publish(one_run, "--repo-id", NAME).returncode == 0
 
 
+@pytest.mark.sweep(keep=2)
 @pytest.mark.parametrize(
     ("method", "path"),
     [

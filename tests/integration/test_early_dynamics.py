@@ -28,6 +28,7 @@ CHEAP = {
 }
 
 
+@pytest.mark.sweep(keep=1)
 @pytest.mark.parametrize(
     "arguments",
     [{}, {"gradient_accumulation_steps": 2}, {"activation_checkpointing": True}, {"bf16": True}],
@@ -94,6 +95,7 @@ def test_until_decision(tmp_path):
     assert callback.records[-1]["step"] <= 3
 
 
+@pytest.mark.sweep(keep=1)
 @pytest.mark.parametrize("stop", [1, 2, 3, 5])
 def test_resume_neither_loses_nor_repeats_a_line(tmp_path, stop):
     def callbacks():

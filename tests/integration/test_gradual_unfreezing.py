@@ -111,6 +111,7 @@ def test_frozen_before_training_is_refused_where_the_optimizer_lacks_layers(tmp_
         trainer.train()
 
 
+@pytest.mark.sweep(keep=3)
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("stop", [1, 2, 3, 5, 9])
 def test_resume_with_fixed_interval_is_bit_identical(tmp_path, stop, accumulation):
@@ -124,6 +125,7 @@ def test_resume_with_fixed_interval_is_bit_identical(tmp_path, stop, accumulatio
     assert not differences(outcome(whole), outcome(second))
 
 
+@pytest.mark.sweep(keep=2)
 @pytest.mark.parametrize("stop", [1, AUTO_DECISION - 1, AUTO_DECISION, AUTO_DECISION + 1, 7])
 def test_resume_with_auto_interval_is_bit_identical(tmp_path, stop):
     reference = GradualUnfreezingCallback(**AUTO)
@@ -487,6 +489,7 @@ def test_probe_records_name_their_fallbacks(tmp_path, caplog):
     assert "relative_attention_bias" in caplog.text
 
 
+@pytest.mark.sweep(keep=10)
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_every_stage_is_measured_exactly(family):
     """What trains changes what is the lowest measured layer: a normalization, an embedding, a block."""

@@ -44,6 +44,7 @@ def by_source(lines: list[str]) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+@pytest.mark.sweep(keep=3)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_killed_at_any_moment_the_end_is_the_same(scenario: str, tmp_path: Path) -> None:
     assert attempt(scenario, tmp_path / "whole")

@@ -121,6 +121,7 @@ def test_reset_moments_are_dropped_and_begin_anew(tmp_path):
     assert begun
 
 
+@pytest.mark.sweep(keep=1)
 @pytest.mark.parametrize("optimizer_state", ["keep", "reset"])
 def test_lisa_is_resumed_bit_for_bit(tmp_path, optimizer_state):
     check_resumed_at_every_update(tmp_path, lambda: LISACallback(**LISA, seed=1, optimizer_state=optimizer_state))
@@ -331,6 +332,7 @@ def test_gradients_after_clipping_count(tmp_path):
     assert all(norms[0][name] < 0.1 * norms[1][name] for name in GROUPS[:-1])
 
 
+@pytest.mark.sweep(keep=1)
 @pytest.mark.parametrize("optimizer", ["adamw_torch", "sgd", "adafactor"])
 def test_auto_freeze_is_resumed_bit_for_bit(tmp_path, optimizer):
     callback = check_resumed_at_every_update(tmp_path, lambda: AutoFreezeCallback(interval=2), optim=optimizer)

@@ -49,6 +49,7 @@ class FirstWeights(TrainerCallback):
         self.checkpoints.append(sorted(checkpoints(args.output_dir)))
 
 
+@pytest.mark.sweep(keep=1)
 @pytest.mark.parametrize("resumed_at", [None, 3])
 @pytest.mark.parametrize("given", [False, True], ids=["optimizer of the Trainer", "given optimizer"])
 def test_a_batch_size_that_fails_late_leaves_nothing_behind(

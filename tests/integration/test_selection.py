@@ -117,6 +117,7 @@ def test_selection_leaves_no_trace(whole, tmp_path):
     assert not differences(end, outcome(trainer))
 
 
+@pytest.mark.sweep(keep=1)
 @pytest.mark.parametrize("settings", [FUN, AUTO], ids=["fixed", "auto"])
 def test_resumed_at_every_update(tmp_path, settings):
     """Before, at and after each selection, and before and after a decision."""

@@ -131,6 +131,7 @@ def test_votes(tmp_path, vote, step, signal):
 
 
 # The loss that is logged is a mean of the updates since it was logged before, of which a checkpoint holds nothing.
+@pytest.mark.sweep(keep=1)
 @pytest.mark.parametrize(("signal", "every"), [("log/loss", 1), (["fisher_trace", "log/grad_norm"], 3)])
 def test_resumed_while_watching(tmp_path, signal, every):
     def make():

@@ -84,6 +84,7 @@ def test_trace_and_eigenvalue_are_those_of_the_whole_matrix(matrix: str) -> None
     assert float((whole @ flat - top.value * flat).norm()) == pytest.approx(top.residual, abs=1e-10)
 
 
+@pytest.mark.sweep(keep=6)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gauss_newton_trace_is_the_fisher_trace(family: str) -> None:
     """Two ways to one number that share nothing but the forward pass: tr J'WJ = E_x E_y ||grad log p(y|x)||^2."""

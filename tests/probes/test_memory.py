@@ -33,6 +33,7 @@ def batches(model: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
     return [families.inputs("bert", model, 7, 6), families.inputs("bert", model, 2, 6, seed=1)]
 
 
+@pytest.mark.sweep(keep=2)
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
 @pytest.mark.parametrize("labels", ["sampled", "expected"])
 def test_smaller_batches_give_the_same_trace(error: type[RuntimeError], labels: str) -> None:

@@ -85,6 +85,7 @@ def test_hessian_products_are_differences_of_gradients(family: str) -> None:
     assert relative(flat(image), flat(expected)) < ROUGH.get(family, 2e-5)
 
 
+@pytest.mark.sweep(keep=8)
 @pytest.mark.parametrize("family", DENSE_FAMILIES)
 def test_products_are_those_of_the_whole_matrix(family: str) -> None:
     model = double(family)

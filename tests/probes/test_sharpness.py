@@ -64,6 +64,7 @@ class LogisticForSequenceClassification(nn.Module):
         return SimpleNamespace(logits=self.head(x))
 
 
+@pytest.mark.sweep(keep=15)
 def test_average_is_its_twin_on_every_family(family: str) -> None:
     model = double(family)
     batches = two_batches(family, model)
@@ -81,6 +82,7 @@ def test_average_is_its_twin_on_every_family(family: str) -> None:
     assert actual.loss == pytest.approx(loss, rel=1e-6)  # deberta computes its own in float32
 
 
+@pytest.mark.sweep(keep=10)
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("family", sorted(set(families.FAMILIES) - {"canine"})[::2])
 def test_worst_case_is_its_twin_on_many_families(family: str, norm: str) -> None:

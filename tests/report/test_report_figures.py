@@ -64,6 +64,7 @@ def visible(figure: Figure) -> list[tuple[str, object]]:
     return [(text.get_text(), Text.get_window_extent(text)) for text in texts if text not in outside]
 
 
+@pytest.mark.sweep(keep=5)
 @pytest.mark.parametrize("look", [LIGHT, narrow(DARK)], ids=["wide", "narrow"])
 @pytest.mark.parametrize("case", [*STUDIES, "run"])
 def test_nothing_overlaps_or_is_cut_off(pages: dict[str, Page], case: str, look: Look) -> None:
