@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from hf_early_ood import names
 from hf_early_ood.cli_study import OVERRIDES
 
 
@@ -36,12 +37,12 @@ def add_depth(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _depth(options: argparse.Namespace) -> int:
     from hf_early_ood.atomic import dumps
     from hf_early_ood.deepness import FILES, depth_suite, labels_of_run, measure_depth
-    from hf_early_ood.folders import check_writable
+    from hf_early_ood.folders import check_replaceable
 
     suite = depth_suite(options.source, options.suite, revision=options.revision, overrides=options.overrides)
     label_names = labels_of_run(options.source) if options.label_names is None else options.label_names
     if options.output is not None:
-        check_writable(options.output)
+        check_replaceable(options.output, names.DEPTH_FILE, "prediction depth")
     if options.dry_run:
         from hf_early_ood.evaluating import material
 

@@ -73,6 +73,10 @@ def test_the_command_says_of_the_saved_model_what_its_run_says(project, tmp_path
         assert own[names.PREDICTION].tolist() == part.columns["prediction"].tolist()
         assert own["row"].tolist() == list(range(len(part)))
     assert list(table.columns[4:]) == [f"probe/{layer}" for layer in LAYERS]
+    # It replaces what it has written, and nothing else.
+    assert main(["depth", str(project / "out"), "--output", str(out), "--dry-run"]) == 0
+    assert main(["depth", str(project / "out"), "--output", str(project / "model")]) == 2
+    assert "not empty and holds no prediction depth" in capsys.readouterr().err
     said = json.loads((out / names.DEPTH_FILE).read_text())
     assert list(said["splits"]) == ["train", "id_validation", "id_test", "ood/a", "ood/b"]
     assert said["splits"]["train"]["num_examples"] == said["splits"]["id_test"]["num_support"] == 40
