@@ -2,7 +2,9 @@
 
 import sys
 
-from hf_early_ood.cli import main
+from hf_early_ood.cli import leave, main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    leave()
+    sys.exit(status)

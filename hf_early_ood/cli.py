@@ -63,6 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def leave() -> None:
+    """End what the processes of a launcher share, as the last thing of a program; at the exit it may be too late."""
+    distributed = sys.modules.get("torch.distributed")  # imported by whoever has joined
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(

@@ -13,7 +13,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from hf_early_ood.cli import main
+from hf_early_ood.cli import leave, main
 from hf_early_ood.config.loading import read_yaml
 from hf_early_ood.config.parsing import Problems
 from hf_early_ood.config.study import SECTION
@@ -31,4 +31,6 @@ def launch() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(launch())
+    status = launch()
+    leave()
+    sys.exit(status)
