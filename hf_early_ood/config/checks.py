@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_early_ood.config.dynamics import check_dynamics, check_probe_set
+from hf_early_ood.config.dynamics import check_dynamics, check_probe_set, may_decide
 from hf_early_ood.config.parsing import Problems, usable
 from hf_early_ood.config.perturbations import PerturbationConfig, faults
 from hf_early_ood.names import QUESTION_ANSWERING, SEQUENCE_CLASSIFICATION
@@ -239,9 +239,7 @@ def _check_combination(settings: InterventionConfig, problems: Problems) -> None
     if usable(settings.pretext) and settings.pretext is not None:
         _check_pretext(settings, problems)
     rates = settings.learning_rates
-    may_decide = settings.interval == "auto" or settings.schedule is not None or not usable(settings.interval)
-    decides = settings.method == "gradual_unfreezing" and may_decide
-    if usable(rates) and rates is not None and rates.switch_at == "auto" and knows and not decides:
+    if usable(rates) and rates is not None and rates.switch_at == "auto" and knows and not may_decide(settings):
         problems.add(
             "intervention.learning_rates.switch_at",
             "nothing decides a moment",

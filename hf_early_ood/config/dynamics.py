@@ -38,10 +38,7 @@ def check_dynamics(settings: DynamicsConfig, intervention: InterventionConfig, p
     """Note every problem between the keys of the section, and with those of the intervention."""
     if isinstance(settings.until, int) and settings.until < 1:
         problems.add("dynamics.until", "is out of range", got=settings.until, allowed="a whole number of updates >= 1")
-    decides = intervention.method == names.GRADUAL_UNFREEZING and (
-        intervention.interval == "auto" or intervention.schedule is not None or not usable(intervention.interval)
-    )
-    if settings.until == "decision" and usable(intervention.method) and not decides:
+    if settings.until == "decision" and usable(intervention.method) and not may_decide(intervention):
         problems.add(
             "dynamics.until",
             "nothing decides an interval",
@@ -50,6 +47,14 @@ def check_dynamics(settings: DynamicsConfig, intervention: InterventionConfig, p
         )
     if usable(settings.probe):
         check_probe_set(settings.probe, "dynamics.probe", problems)
+
+
+def may_decide(intervention: InterventionConfig) -> bool:
+    """Whether something may decide a moment: layers are released, and the interval is not written down."""
+    interval = intervention.interval
+    return intervention.method == names.GRADUAL_UNFREEZING and (
+        interval == "auto" or intervention.schedule is not None or not usable(interval)
+    )
 
 
 def check_probe_set(probe: ProbeSetConfig, path: str, problems: Problems) -> None:
